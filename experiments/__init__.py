@@ -1,0 +1,1 @@
+"""The experiments that come with ntkdyn, one file each."""

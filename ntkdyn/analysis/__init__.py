@@ -1,0 +1,1 @@
+"""Measures on recorded arrays: pure functions, arrays in, arrays out."""

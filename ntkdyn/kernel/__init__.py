@@ -1,0 +1,1 @@
+"""The empirical neural tangent kernel as a value."""

@@ -1,0 +1,1 @@
+"""Layer rules of the layerwise engine, one file per layer family."""

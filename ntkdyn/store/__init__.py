@@ -1,0 +1,1 @@
+"""Recordings on disk; the only folder that imports h5py."""

@@ -1,0 +1,1 @@
+"""The probes that come with ntkdyn, one file each."""
