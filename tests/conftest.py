@@ -1,0 +1,49 @@
+"""What all tests share: the problem zoo, the oracles, real data where they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def _load(name: str) -> ModuleType:
+    # By path, not by package: with --import-mode=importlib test files cannot import each other.
+    spec = importlib.util.spec_from_file_location(f"ntkdyn_tests_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def problems() -> ModuleType:
+    """The zoo of networks, tests/problems.py."""
+    return _load("problems")
+
+
+@pytest.fixture(scope="session")
+def oracles() -> ModuleType:
+    """Slow, obviously right formulas that share no code with the library, tests/oracles.py."""
+    return _load("oracles")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder of real data sets, from NTKDYN_DATA."""
+    folder = os.environ.get("NTKDYN_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("NTKDYN_DATA does not name a folder of real data sets")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _single_threaded() -> None:
+    torch.set_num_threads(1)
