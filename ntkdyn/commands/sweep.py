@@ -1,0 +1,54 @@
+"""``ntkdyn sweep``: a grid of settings times seeds over local processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--over", "grid", multiple=True, metavar="KEY=V1,V2,...", help="Axis of the grid; may be repeated.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting of every run.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with [settings] and [[grid]] tables.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), help="Seeds 0 to N-1; default: the file's, else 1.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; default: the cores of this process.")
+@click.option("--plan", "show", is_flag=True, help="Show what would run, and run nothing.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the sweep; finished runs are kept.")
+def sweep(
+    experiment: str,
+    grid: tuple[str, ...],
+    settings: tuple[str, ...],
+    config: Path | None,
+    seeds: int | None,
+    jobs: int | None,
+    show: bool,
+    out: Path,
+) -> None:
+    """Run EXPERIMENT for every setting of a grid and every seed; restartable.
+
+    Runs that share their dense training share one trunk a seed and branch from its checkpoints.
+
+    \b
+    Example:
+      ntkdyn sweep nonlinear-advantage --over start_epoch=0,2,4,8,12 --seeds 5 --out runs/starts
+      ntkdyn sweep nonlinear-advantage --over survivors=keep,common --plan --out runs/survivors
+    """
+    from ..sweep import make_plan, read_grid, run_sweep
+
+    plan = make_plan(experiment, file=config, settings=settings, grid=read_grid(grid), seeds=seeds)
+    if show:
+        for line in plan.lines():
+            click.echo(line)
+        return
+    summary = run_sweep(plan, out, jobs=jobs, progress=True)
+    click.echo(summary.line())
+    if summary.failed:
+        first = next(iter(summary.failed))
+        raise click.ClickException(f"{len(summary.failed)} runs failed, the first {first}: {summary.failed[first]}")
+    click.echo(f"next: ntkdyn analyze {out}")
