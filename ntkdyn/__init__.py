@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "kernel": ("empirical_ntk",),
-    "gates": ("Gate", "gate_network", "slopes", "nonlinear_units", "slope_penalty", "freeze_linear"),
+    "conversion": ("gate_network",),
+    "gates": ("Gate", "slopes", "nonlinear_units", "slope_penalty", "freeze_linear"),
     "linearization": ("Linearizer",),
     "paths": ("PathLengths", "path_lengths", "average_path_length"),
     "probe": ("Field", "Probe", "Snapshot"),
@@ -25,11 +26,11 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
+    from .conversion import gate_network as gate_network
     from .datasets import probe_batch as probe_batch
     from .errors import NtkdynError as NtkdynError
     from .gates import Gate as Gate
     from .gates import freeze_linear as freeze_linear
-    from .gates import gate_network as gate_network
     from .gates import nonlinear_units as nonlinear_units
     from .gates import slope_penalty as slope_penalty
     from .gates import slopes as slopes

@@ -1,0 +1,276 @@
+"""Gates: ReLUs whose negative side has a trainable slope, and how many of them are still nonlinear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from .errors import ConfigurationError, ShapeError
+
+Granularity = Literal["channel", "layer"]
+
+ROOT = "<root>"
+
+
+def _apply_gate(inputs: Tensor, slope: Tensor, frozen: Tensor, dim: int, channels: int) -> Tensor:
+    # A sample without a batch axis has its channels in the only axis it has.
+    axis = dim if inputs.dim() > 1 else -1
+    axis = axis + inputs.dim() if axis < 0 else axis
+    if not 0 <= axis < inputs.dim() or inputs.shape[axis] != channels:
+        raise ShapeError(
+            f"Gate({channels}, dim={dim}) got an input of shape {tuple(inputs.shape)}; expected size {channels} on "
+            f"axis {dim}; give the Gate the channel axis of its input"
+        )
+    # Frozen channels are linear whatever an optimizer, its momentum or weight decay writes into the slope.
+    effective = torch.where(frozen, 1.0, slope).to(inputs.dtype)
+    effective = effective.view(-1, *[1] * (inputs.dim() - 1 - axis))
+    # Derivative at exactly 0 is the slope, as in PReLU and, for slope 0, ReLU; see test_derivative_at_zero.
+    # Not F.prelu: under vmap(jacrev) it is silently wrong when samples == outputs (torch 2.13; test_exact_under_vmap).
+    # Not torch.where: slower, and not bitwise ReLU at -0.0.
+    return torch.relu(inputs) + effective * inputs.clamp_max(0)
+
+
+# One node in a traced graph: the axis arithmetic above needs the number of dimensions, which tracing does not know.
+torch.fx.wrap("_apply_gate")
+
+
+class Gate(nn.Module):
+    """Unit that is a ReLU at slope 0 and linear at slope 1, with one slope per channel or per layer.
+
+    y = relu(x) + a * min(x, 0),  a = 1 where frozen, else the slope;  dy/da = min(x, 0);
+    dy/dx = 1 for x > 0 and a for x <= 0 (at exactly 0 the slope, as in PReLU).
+    Slope 0 equals ReLU and slope 1 the identity bit for bit, with one exception: at x = -inf and slope 0 the result
+    is NaN (0 * inf), as it is for PReLU.
+
+    Args:
+        channels: size of the channel axis; the number of units that the gate counts.
+        slope: initial slope, a number or a tensor [channels].
+        dim: channel axis of the input; an input with one axis is a single sample and has its channels there.
+        granularity: "channel": slope and frozen are [channels]; "layer": one slope for all channels, both are [1].
+
+    The buffer `frozen` [channels or 1] is part of the state dict. A state dict that lacks `slope` or `frozen` loads,
+    also strictly, and leaves them as they are; the `weight` of an nn.PReLU loads into the slope.
+
+    Raises:
+        ConfigurationError: channels below 1, an unknown granularity, a slope of another shape.
+        ShapeError: an input whose channel axis has another size.
+    Source: He et al. 2015 (arXiv 1502.01852) for the form; Mehmeti-Göpel and Disselhoff 2023 (arXiv 2211.17180).
+
+    >>> Gate(2, slope=0.25)(torch.tensor([[-4.0, 4.0]]))
+    tensor([[-1.,  4.]], grad_fn=<AddBackward0>)
+    """
+
+    frozen: Tensor
+
+    def __init__(
+        self, channels: int, slope: float | Tensor = 0.0, dim: int = 1, *, granularity: Granularity = "channel"
+    ) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ConfigurationError(f"Gate: channels is {channels}; expected at least 1")
+        if granularity not in ("channel", "layer"):
+            raise ConfigurationError(f"Gate: granularity is {granularity!r}; expected 'channel' or 'layer'")
+        self.channels = channels
+        self.dim = dim
+        self.granularity = granularity
+        size = channels if granularity == "channel" else 1
+        start = slope.detach() if isinstance(slope, Tensor) else torch.tensor(float(slope))
+        if start.dim() > 1 or start.numel() not in (1, size):
+            raise ConfigurationError(f"Gate: slope has shape {tuple(start.shape)}; expected a number or [{size}]")
+        if not start.is_floating_point():
+            start = start.to(torch.get_default_dtype())
+        self.slope = nn.Parameter(start.reshape(-1).expand(size).clone())
+        self.register_buffer("frozen", torch.zeros(size, dtype=torch.bool, device=start.device))
+
+    @property
+    def effective_slope(self) -> Tensor:
+        """Slopes that the forward pass uses, [channels] or [1]: 1 where frozen."""
+        return torch.where(self.frozen, 1.0, self.slope)
+
+    @property
+    def units_per_slope(self) -> int:
+        """Number of units that share one slope: 1, or all channels of a layer-wise gate."""
+        return 1 if self.granularity == "channel" else self.channels
+
+    def freeze(self, mask: Tensor | None = None) -> None:
+        """Make the channels in mask (bool [channels] or [1]; default all) linear for good."""
+        with torch.no_grad():
+            self.frozen |= torch.ones_like(self.frozen) if mask is None else mask.to(self.frozen.device)
+            self.slope[self.frozen] = 1.0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _apply_gate(inputs, self.slope, self.frozen, self.dim, self.channels)
+
+    def extra_repr(self) -> str:
+        layer = ", granularity='layer'" if self.granularity == "layer" else ""
+        return f"{self.channels}, dim={self.dim}{layer}"
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Networks saved before they were gated: a ReLU has no keys, a PReLU has `weight` with 1 or `channels` values.
+        if prefix + "weight" in state_dict and prefix + "slope" not in state_dict:
+            weight = state_dict.pop(prefix + "weight")
+            fits = weight.dim() <= 1 and weight.numel() in (1, self.slope.numel())
+            state_dict[prefix + "slope"] = weight.reshape(-1).expand(self.slope.numel()) if fits else weight
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        own = {prefix + "slope", prefix + "frozen"}
+        missing_keys += [key for key in missing if key not in own]
+
+
+def gates(model: nn.Module) -> dict[str, Gate]:
+    """Gates of a network by dotted name, in module order; a network that is a Gate itself is named "<root>"."""
+    return {name or ROOT: module for name, module in model.named_modules() if isinstance(module, Gate)}
+
+
+def slopes(model: nn.Module) -> dict[str, Tensor]:
+    """Effective slopes [channels] (layer-wise: [1]) of every gate by dotted name, detached copies; 1 where frozen."""
+    return {name: gate.effective_slope.detach().clone() for name, gate in gates(model).items()}
+
+
+def frozen(model: nn.Module) -> dict[str, Tensor]:
+    """Frozen channels, bool [channels] (layer-wise: [1]), of every gate by dotted name; copies."""
+    return {name: gate.frozen.clone() for name, gate in gates(model).items()}
+
+
+def _gates_of(model: nn.Module, caller: str) -> dict[str, Gate]:
+    found = gates(model)
+    if not found:
+        raise ConfigurationError(
+            f"{caller}: {type(model).__name__} has no Gate; expected at least one; call ntkdyn.gate_network(model) first"
+        )
+    return found
+
+
+def slope_penalty(model: nn.Module, exponent: float = 0.5, *, tolerance: float = 0.01) -> Tensor:
+    """Price of nonlinearity  P = sum_i |1 - a_i|^exponent  over all slopes that are not frozen; scalar, dimensionless.
+
+    The gradient is that of the formula down to |1 - a| = tolerance and keeps its value there below it (5 for the
+    default exponent: the formula's own grows without bound), 0 at exactly a = 1. A plain sum: not divided by the
+    number of units. A layer-wise gate has one slope and so one term.
+
+    Raises: ConfigurationError: no gates, or exponent or tolerance not positive.
+    Source: Mehmeti-Göpel and Disselhoff 2023 (arXiv 2211.17180).
+    """
+    if exponent <= 0 or tolerance <= 0:
+        raise ConfigurationError(
+            f"slope_penalty: exponent is {exponent} and tolerance {tolerance}; expected positive numbers"
+        )
+    found = list(_gates_of(model, "slope_penalty").values())
+    total = found[0].slope.new_zeros(())
+    for gate in found:
+        distance = (1 - gate.slope).abs()
+        far = distance.clamp_min(tolerance) ** exponent
+        if exponent < 1:
+            steepest = exponent * tolerance ** (exponent - 1)
+            # The value of the formula, the gradient of a line.
+            near = distance.detach() ** exponent + steepest * (distance - distance.detach())
+        else:
+            near = distance**exponent
+        price = torch.where(distance < tolerance, near, far)
+        total = total + torch.where(gate.frozen, 0.0, price).sum().to(total.device)
+    return total
+
+
+def freeze_linear(model: nn.Module, tolerance: float = 0.01) -> int:
+    """Freeze at exactly 1 every slope with |1 - a| < tolerance; returns the number of units newly frozen.
+
+    A frozen unit stays linear for good, so the number of active units never grows.
+
+    Raises: ConfigurationError: no gates, or tolerance not positive.
+    """
+    if tolerance <= 0:
+        raise ConfigurationError(f"freeze_linear: tolerance is {tolerance}; expected a positive number")
+    count = 0
+    for gate in _gates_of(model, "freeze_linear").values():
+        newly = ~gate.frozen & ((1 - gate.slope.detach()).abs() < tolerance)
+        gate.freeze(newly)
+        count += int(newly.sum()) * gate.units_per_slope
+    return count
+
+
+# Nonlinear at all times, so never linearized: listed beside the counts instead of being lost.
+_ALWAYS_ACTIVE: tuple[type[nn.Module], ...] = (
+    nn.CELU, nn.ELU, nn.GELU, nn.GLU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU,
+    nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.RReLU, nn.RNNBase, nn.RNNCellBase, nn.SELU, nn.SiLU,
+    nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold,
+)  # fmt: skip
+# Nonlinear, but made of no units that could be counted.
+_UNCOUNTED: tuple[type[nn.Module], ...] = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.LogSoftmax,
+    nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UnitCounts:
+    """Nonlinear units of a gated network; all counts are numbers of channels.
+
+    active: gate -> units that are not frozen.  total: gate -> all units.
+    weighted: gate -> sum of |1 - slope| over units that are not frozen.
+    always_active: dotted name -> kind of every nonlinearity that is no gate.  uncounted: max-pooling and softmax.
+    """
+
+    active: Mapping[str, int]
+    total: Mapping[str, int]
+    weighted: Mapping[str, float]
+    always_active: Mapping[str, str]
+    uncounted: Mapping[str, str]
+
+    @property
+    def active_total(self) -> int:
+        """Units that are not frozen, over all gates."""
+        return sum(self.active.values())
+
+    @property
+    def total_total(self) -> int:
+        """Units of all gates."""
+        return sum(self.total.values())
+
+    @property
+    def weighted_total(self) -> float:
+        """Sum of |1 - slope| over the units of all gates that are not frozen."""
+        return sum(self.weighted.values())
+
+    @property
+    def active_share(self) -> float:
+        """Share of the units that are not frozen, in [0, 1]; NaN without gates."""
+        return self.active_total / self.total_total if self.total else float("nan")
+
+
+def nonlinear_units(model: nn.Module) -> UnitCounts:
+    """Count the units that are still nonlinear, and list what is nonlinear but no gate.
+
+    A unit is active if and only if it is not frozen, however close to 1 its slope is; a layer-wise gate counts all
+    its channels. GELU, SiLU, tanh, an un-gated ReLU and the like are listed as always active, max-pooling and softmax
+    as uncounted.
+    """
+    active: dict[str, int] = {}
+    total: dict[str, int] = {}
+    weighted: dict[str, float] = {}
+    for name, gate in gates(model).items():
+        open_units = ~gate.frozen
+        active[name] = int(open_units.sum()) * gate.units_per_slope
+        total[name] = gate.channels
+        distance = (1 - gate.slope.detach()).abs().double()
+        weighted[name] = float(distance[open_units].sum()) * gate.units_per_slope
+    modules = {name or ROOT: module for name, module in model.named_modules()}
+    always_active = {
+        name: type(module).__name__ for name, module in modules.items() if isinstance(module, _ALWAYS_ACTIVE)
+    }
+    uncounted = {name: type(module).__name__ for name, module in modules.items() if isinstance(module, _UNCOUNTED)}
+    return UnitCounts(active, total, weighted, always_active, uncounted)
