@@ -150,7 +150,8 @@ def _gates_of(model: nn.Module, caller: str) -> dict[str, Gate]:
     found = gates(model)
     if not found:
         raise ConfigurationError(
-            f"{caller}: {type(model).__name__} has no Gate; expected at least one; call ntkdyn.gate_network(model) first"
+            f"{caller}: {type(model).__name__} has no Gate; expected at least one; "
+            "call ntkdyn.gate_network(model) first"
         )
     return found
 
