@@ -62,6 +62,12 @@ class StorageError(NtkdynError, OSError):
     """Bytes could not be brought to the disk, or read back from it."""
 
 
+class MissingRecording(NtkdynError, FileNotFoundError):
+    """There is nothing at the path of a recording."""
+
+    usage = True
+
+
 class DamagedRecording(NtkdynError, OSError):
     """A file is not a recording of ntkdyn, or its content does not match its checksums."""
 

@@ -1,0 +1,219 @@
+"""The one small interface through which every byte of a recording reaches the disk.
+
+``publish`` makes a file visible all at once: temporary file in the same folder, fsync, rename, fsync of the folder.
+A file is committed when ``publish`` returns. Crash tests replace the functions of this module by failing ones.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import ConfigurationError, StorageError
+
+TEMPORARY = ".tmp-"
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it may name a run or a probe set.
+
+    Raises: ConfigurationError: anything but 1 to 100 of A-Z a-z 0-9 . _ - without a leading dot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{what} {name!r}: expected 1 to 100 of the characters A-Z a-z 0-9 . _ - and no leading dot; rename it"
+        )
+    return name
+
+
+@contextmanager
+def _storage(action: str, path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        failure = StorageError(f"cannot {action} {path}: {error.strerror or error}; nothing committed before is lost")
+        failure.errno = error.errno
+        raise failure from error
+
+
+def create(path: Path) -> int:
+    """Open a new file for reading and writing; an existing one is an error."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+
+
+def write(descriptor: int, data: bytes | memoryview) -> int:
+    """Write at the current position; return how many bytes were taken."""
+    return os.write(descriptor, data)
+
+
+def fsync(descriptor: int) -> None:
+    """Bring the bytes of an open file, or the entries of an open folder, to the disk."""
+    os.fsync(descriptor)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename within one folder; an existing target is replaced atomically."""
+    os.replace(source, target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; an existing target is an error."""
+    os.link(source, target)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file; one that is gone already is no error.
+
+    Raises: StorageError.
+    """
+    with _storage("remove", path), suppress(FileNotFoundError):
+        path.unlink()
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the entries of a folder to the disk: a rename is committed when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder with its parents; an existing one is no error.
+
+    Raises: StorageError.
+    """
+    with _storage("create the folder", path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync_folder(folder.parent)
+
+
+def read(path: Path) -> bytes:
+    """Return the whole content of a file.
+
+    Raises: StorageError; FileNotFoundError passes, because a live folder changes under its readers.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}; check the permissions") from error
+
+
+class OutputFile(io.RawIOBase):
+    """A new file as a Python file object, so that HDF5 never opens a file for writing itself.
+
+    HDF5's own driver ends the process at exit when the disk is full; through this object a full disk is an OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = create(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = os.read(self._descriptor, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            rest = rest[write(self._descriptor, rest) :]
+        return size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return os.lseek(self._descriptor, offset, whence)
+
+    def tell(self) -> int:
+        return os.lseek(self._descriptor, 0, os.SEEK_CUR)
+
+    def truncate(self, size: int | None = None) -> int:
+        length = self.tell() if size is None else size
+        os.ftruncate(self._descriptor, length)
+        return length
+
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        fsync(self._descriptor)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+@contextmanager
+def publishing(path: Path) -> Iterator[OutputFile]:
+    """Yield a temporary file that becomes ``path`` when the block ends, or disappears when it fails.
+
+    Raises: StorageError.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
+    with _storage("write", path):
+        try:
+            with OutputFile(temporary) as file:
+                yield file
+                file.sync()
+            replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                unlink(temporary)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Write ``data`` as the whole content of ``path``; when this returns, it is committed.
+
+    Raises: StorageError: nothing was changed, or the new content is visible but not certain to survive a crash.
+    """
+    with publishing(path) as file:
+        file.write(data)
+
+
+def claim(path: Path, data: bytes) -> None:
+    """Publish a file that must not exist yet; of several processes exactly one succeeds.
+
+    Raises: FileExistsError: another process was first; nothing was touched.  StorageError.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
+    publish(temporary, data)
+    try:
+        with _storage("write", path):
+            try:
+                link(temporary, path)
+            except FileExistsError:
+                raise
+            except OSError:
+                # Some file systems know no second names (FAT, many network mounts): reserve the name, then rename.
+                os.close(create(path))
+                replace(temporary, path)
+            sync_folder(path.parent)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            raise FileExistsError(path) from error
+        raise
+    finally:
+        with suppress(OSError):
+            unlink(temporary)

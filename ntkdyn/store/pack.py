@@ -1,0 +1,255 @@
+"""Packing: all segments of a run in one run.h5 that netCDF4 readers understand.
+
+The file is streamed through a Python file object of ``store/files``, read again, and its CRCs compared with those of the
+segments; only then are the segments removed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import DamagedRecording, StorageError
+from ..probe import Field
+from . import files
+from .declare import coordinate_array, folder_of
+from .reader import RunReader
+from .segment import (
+    EPOCH,
+    LIBRARY_VERSION,
+    STEP,
+    TEXT,
+    Declaration,
+    dump_json,
+    get_array,
+    get_declarations,
+    get_recording,
+    opened,
+    put_recording,
+    row_crc,
+    stored_dtype,
+)
+from .verify import batches, check_sums, remember
+
+AUTOMATIC_BYTES = 2**30
+_CHUNK = 2**20
+# Names that the file format or its readers use themselves.
+_RESERVED = {
+    "Conventions", "format", "recording", "crc32", "units", "long_name", "dtype", "coordinates", "dimensions",
+    "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_FillValue", "missing_value", "scale_factor", "add_offset",
+    "calendar", "_Unsigned", "_Encoding", "_Netcdf4Dimid", "_NCProperties",
+}  # fmt: skip
+
+
+def pack_when_small(path: Path) -> bool:
+    """Pack a run of at most 1 GiB at its end; a refusing disk is warned of, the segments stay."""
+    size = sum(entry.stat().st_size for entry in (path / "segments").glob("*.h5"))
+    if size > AUTOMATIC_BYTES:
+        return False
+    try:
+        pack(path)
+    except (StorageError, DamagedRecording) as error:
+        warnings.warn(f"{error}; {path} stays unpacked, its segments are complete", RuntimeWarning, stacklevel=4)
+        return False
+    return True
+
+
+def pack(path: str | Path, *, trusted: bool = False) -> Path:
+    """Merge all segments of a run into run.h5 and remove them; return its path.
+
+    Raises: StorageError: the disk refuses; the segments stay.  DamagedRecording: a segment is damaged; all stay.
+    """
+    reader = RunReader.open(path, trusted=trusted)
+    target = reader.path / "run.h5"
+    with files.publishing(target) as output:
+        try:
+            with h5py.File(output, "w", libver=LIBRARY_VERSION) as file:
+                sums = _Packing(file, reader).run()
+        except (RuntimeError, ValueError) as error:
+            # HDF5 reports a failing write while closing as one of these.
+            raise StorageError(f"cannot write {target}: {' '.join(str(error).split())}; the segments stay") from error
+        _compare(output.path, sums)
+    remember(target)
+    for source in reader.sources:
+        if source.path != target:
+            files.unlink(source.path)
+    return target
+
+
+def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Whole steps, about 1 MiB; axes of one huge step are halved."""
+    chunk = [max(size, 1) for size in shape]
+    row = math.prod(chunk[1:]) * itemsize
+    chunk[0] = max(1, min(chunk[0], _CHUNK // max(row, 1)))
+    while math.prod(chunk) * itemsize > 16 * _CHUNK:
+        longest = int(np.argmax(chunk))
+        chunk[longest] = -(-chunk[longest] // 2)
+    return tuple(chunk)
+
+
+def _put_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
+    """Attributes for other readers; ours takes them from the JSON of the root."""
+    for key, value in attributes.items():
+        if not key or key in _RESERVED:
+            continue
+        if isinstance(value, bool):
+            item.attrs[key] = int(value)
+        elif isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
+            item.attrs[key] = value
+        elif isinstance(value, str):
+            item.attrs[key] = value.replace("\0", "")
+        else:
+            item.attrs[key] = dump_json(value)
+
+
+class _Packing:
+    """One run on its way into one file; ``run`` returns the CRC of every row by array path."""
+
+    def __init__(self, file: h5py.File, reader: RunReader) -> None:
+        self.file = file
+        self.reader = reader
+        self.sums: dict[str, np.ndarray[Any, Any]] = {}
+
+    def run(self) -> dict[str, np.ndarray[Any, Any]]:
+        reader = self.reader
+        declarations = {group: entry.to_json() for group, entry in reader.declarations.items()}
+        put_recording(self.file, {"declarations": declarations, "manifest": reader.manifest})
+        self.file.attrs["Conventions"] = "CF-1.10"
+        _put_attributes(self.file, reader.manifest)
+        present = set(reader.names())
+        for entry in reader.declarations.values():
+            group = self.file.require_group(entry.group)
+            _put_attributes(group, entry.attributes)
+            if entry.stepped:
+                self._put_axis(entry)
+            for field in entry.fields.values():
+                if entry.path(field) in present:
+                    self._create(entry, field)
+        self._copy(present)
+        for name, crc in self.sums.items():
+            self.file[name].attrs["crc32"] = crc
+        return self.sums
+
+    def _put_axis(self, entry: Declaration) -> None:
+        group = self.file[entry.group]
+        steps, epochs = self.reader.steps(entry.group), self.reader.epochs(entry.group)
+        for field, values in ((STEP, steps), (EPOCH, epochs)):
+            path = entry.path(field)
+            kind = np.dtype(field.dtype)
+            chunks = _chunks(values.shape, kind.itemsize)
+            dataset = self.file.create_dataset(path, data=values.astype(kind), maxshape=(None,), chunks=chunks)
+            self._label(dataset, field)
+            rows = zip(steps.tolist(), values.astype(kind), strict=True)
+            self.sums[path] = np.array([row_crc(path, field, step, row) for step, row in rows], dtype=np.uint32)
+        group["step"].make_scale("step")
+        group["epoch"].dims[0].attach_scale(group["step"])
+        group.attrs["coordinates"] = "epoch"
+
+    def _label(self, dataset: h5py.Dataset, field: Field) -> None:
+        dataset.attrs["units"] = field.unit
+        dataset.attrs["long_name"] = field.long_name or field.name.split("/")[-1]
+        _put_attributes(dataset, field.attributes)
+        if field.dtype != TEXT and np.dtype(field.dtype).kind == "b":
+            dataset.attrs["dtype"] = "bool"
+
+    def _create(self, entry: Declaration, field: Field) -> None:
+        path, kind = entry.path(field), stored_dtype(field.dtype)
+        scales = [self._scale(entry, field, dim) for dim in field.dims]
+        # HDF5 wants chunks of at least one entry, so an axis without entries must be free to grow.
+        free = tuple(None if size == 0 else size for size in field.shape)
+        if entry.is_static(field):
+            growing = {"maxshape": free, "chunks": _chunks(field.shape, 8)} if 0 in field.shape else {}
+            dataset = self.file.create_dataset(path, shape=field.shape, dtype=kind, **growing)
+            self.sums[path] = np.zeros(1, dtype=np.uint32)
+        else:
+            count = len(self.reader.places(entry.group))
+            shape = (count, *field.shape)
+            chunks = _chunks(shape, np.dtype(kind).itemsize)
+            dataset = self.file.create_dataset(path, shape=shape, dtype=kind, maxshape=(None, *free), chunks=chunks)
+            scales = [self.file[entry.path(STEP)], *scales]
+            self.sums[path] = np.zeros(count, dtype=np.uint32)
+        self._label(dataset, field)
+        for axis, scale in enumerate(scales):
+            dataset.dims[axis].attach_scale(scale)
+
+    def _scale(self, entry: Declaration, field: Field, dim: str) -> h5py.Dataset:
+        folder = folder_of(entry.path(field))
+        path = f"{folder}/{dim}"
+        size = field.shape[field.dims.index(dim)]
+        if path in self.file:
+            return self.file[path]
+        values = next(
+            (
+                other.coordinates[dim]
+                for other in entry.fields.values()
+                if folder_of(entry.path(other)) == folder and dim in other.coordinates
+            ),
+            None,
+        )
+        growing = {"maxshape": (None,), "chunks": (1,)} if size == 0 else {}
+        if values is None:
+            scale = self.file.create_dataset(path, data=np.zeros(size, dtype="<f4"), **growing)
+            # The words by which netCDF4 knows an axis without labels.
+            scale.make_scale(f"This is a netCDF dimension but not a netCDF variable. {size:9d}")
+        else:
+            labels = coordinate_array(values, path)
+            text = labels.dtype.kind == "U"
+            data = labels.astype(object) if text else labels
+            scale = self.file.create_dataset(
+                path, data=data, dtype=h5py.string_dtype() if text else labels.dtype, **growing
+            )
+            scale.make_scale(dim)
+        return scale
+
+    def _copy(self, present: set[str]) -> None:
+        done: set[str] = set()
+        for number, source in enumerate(self.reader.sources):
+            with opened(source.path) as origin:
+                for group in source.declarations:
+                    entry = self.reader.declarations[group]
+                    static = [field for field in entry.fields.values() if entry.is_static(field)]
+                    for field in static:
+                        path = entry.path(field)
+                        if path in source.statics and path in present and path not in done:
+                            self._put(path, field, ..., get_array(origin, source.path, entry, field, None))
+                            self.sums[path][:] = origin[path].attrs["crc32"]
+                            done.add(path)
+                    if entry.stepped:
+                        self._copy_rows(number, origin, entry)
+
+    def _copy_rows(self, number: int, origin: h5py.File, entry: Declaration) -> None:
+        source = self.reader.sources[number]
+        steps = source.axes[entry.group][0].tolist()
+        here = [
+            (index, place.row) for index, place in enumerate(self.reader.places(entry.group)) if place.source == number
+        ]
+        for field in entry.fields.values():
+            if entry.is_static(field):
+                continue
+            path = entry.path(field)
+            stored = np.atleast_1d(origin[path].attrs["crc32"])
+            for part in batches(len(here), math.prod(field.shape) * 8):
+                indices, rows = [here[k][0] for k in part], [here[k][1] for k in part]
+                self._put(path, field, indices, get_array(origin, source.path, entry, field, steps, rows))
+                self.sums[path][indices] = stored[rows]
+
+    def _put(self, path: str, field: Field, selection: Any, data: np.ndarray[Any, Any]) -> None:
+        if data.size:
+            kind = stored_dtype(field.dtype)
+            self.file[path][selection] = data.astype(object) if field.dtype == TEXT else data.astype(kind)
+
+
+def _compare(path: Path, sums: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    with opened(path) as file:
+        check_sums(file, path, get_declarations(get_recording(file, path)))
+        for name, expected in sums.items():
+            if not np.array_equal(np.atleast_1d(file[name].attrs["crc32"]), expected):
+                raise DamagedRecording(
+                    f"{path} is damaged at {name!r}: its CRCs differ from the segments'; the segments stay"
+                )

@@ -1,0 +1,296 @@
+"""RunReader: a recording as arrays, from a live folder, a packed one, or a run.h5 alone.
+
+Readers take no locks: published files never change, so they list the folder and open what is there. A file that is
+packed away between listing and opening makes them list again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..errors import DamagedRecording, MissingRecording, UnknownName, UntrustedFile
+from ..probe import Field
+from . import files
+from .segment import Array, Declaration, get_array, get_axis, get_declarations, get_recording, load_json, opened
+from .verify import MAX_BYTES, MAX_RATIO, is_own, validate
+
+_ATTEMPTS = 5
+_MANIFEST_BYTES = 64 * 2**20
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class Source:
+    """One file of a recording: what it declares, which steps it holds, which static arrays."""
+
+    path: Path
+    declarations: Mapping[str, Declaration]
+    axes: Mapping[str, tuple[Array, Array]]
+    statics: frozenset[str]
+    manifest: Mapping[str, Any] | None
+
+    @staticmethod
+    def open(path: Path) -> Source:
+        with opened(path) as file:
+            recording = get_recording(file, path)
+            declarations = get_declarations(recording)
+            axes = {group: get_axis(file, path, entry) for group, entry in declarations.items() if entry.stepped}
+            statics = frozenset(
+                entry.path(field)
+                for entry in declarations.values()
+                for field in entry.fields.values()
+                if entry.is_static(field) and entry.path(field) in file
+            )
+            return Source(path, declarations, axes, statics, recording.get("manifest"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one step of a group lies."""
+
+    step: int
+    epoch: float
+    source: int
+    row: int
+
+
+def files_of(path: Path) -> list[Path]:
+    """Files of a recording, a packed one first.
+
+    Raises: MissingRecording, DamagedRecording: there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise MissingRecording(f"{path}: found nothing, expected the folder of a run or a run.h5; check the path")
+    if not path.is_dir():
+        raise DamagedRecording(f"{path} is neither a folder nor a file; give the folder of a run or a run.h5")
+    packed = path / "run.h5"
+    segments = sorted(
+        entry for entry in (path / "segments").glob("*.h5") if not entry.name.startswith((".", files.TEMPORARY))
+    )
+    if not (path / "run.json").exists() and not packed.exists():
+        content = "an empty folder" if next(path.iterdir(), None) is None else "a folder without run.json"
+        raise DamagedRecording(
+            f"{path} is no run: found {content}, expected run.json; give the folder of a run or a run.h5"
+        )
+    return [*([packed] if packed.exists() else []), *segments]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return run.json of a folder as a mapping.
+
+    Raises: DamagedRecording: no JSON mapping, or absurdly large.  FileNotFoundError.
+    """
+    target = path / "run.json"
+    problem = None
+    manifest: Any = None
+    if target.stat().st_size > _MANIFEST_BYTES:
+        problem = f"{target.stat().st_size} bytes, expected at most {_MANIFEST_BYTES}"
+    else:
+        try:
+            manifest = load_json(files.read(target))
+        except ValueError as error:
+            problem = f"no valid JSON ({error}), expected the manifest of a run"
+        else:
+            if not isinstance(manifest, dict):
+                problem = f"a JSON {type(manifest).__name__}, expected a mapping"
+    if problem is not None:
+        raise DamagedRecording(f"{target} is damaged: found {problem}; restore it from a copy")
+    return dict(manifest)
+
+
+class RunReader:
+    """The arrays and the manifest of one recording, as they were when it was opened."""
+
+    def __init__(self, path: Path, *, trusted: bool, max_bytes: int, max_ratio: float) -> None:
+        self.path = path
+        self._trusted = trusted
+        self._max_bytes = max_bytes
+        self._max_ratio = max_ratio
+        self.manifest: Mapping[str, Any] = {}
+        self.sources: list[Source] = []
+        self.declarations: dict[str, Declaration] = {}
+        self._places: dict[str, list[Place]] = {}
+        self._again(self._load)
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, trusted: bool = False, max_bytes: int = MAX_BYTES, max_ratio: float = MAX_RATIO
+    ) -> RunReader:
+        """Open a live folder, a packed folder or a run.h5.
+
+        Files that this process has not written are validated first, in a limited process, unless ``trusted``.
+
+        Args: max_bytes: limit of one array.  max_ratio: limit of its size over its stored size.
+        Raises: MissingRecording, DamagedRecording, UntrustedFile.
+        """
+        return cls(Path(path), trusted=trusted, max_bytes=max_bytes, max_ratio=max_ratio)
+
+    def _again(self, action: Callable[[], _Result]) -> _Result:
+        """Run an action, again from a new listing where a file has been packed away meanwhile."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return action()
+            except FileNotFoundError:
+                # Where the recording itself is gone, listing says so in words.
+                files_of(self.path)
+                if action != self._load:
+                    self._load()
+        return action()
+
+    def _load(self) -> None:
+        paths = files_of(self.path)
+        if not self._trusted:
+            validate(paths, max_bytes=self._max_bytes, max_ratio=self._max_ratio)
+        sources = [Source.open(path) for path in paths]
+        if self.path.is_dir() and (self.path / "run.json").exists():
+            manifest: Mapping[str, Any] = read_manifest(self.path)
+        else:
+            manifest = (sources[0].manifest if sources else None) or {}
+        declarations: dict[str, Declaration] = {}
+        places: dict[str, dict[int, Place]] = {}
+        for number, source in enumerate(sources):
+            for group, found in source.declarations.items():
+                declarations[group] = _merged(declarations.get(group), found, source.path)
+            for group, (steps, epochs) in source.axes.items():
+                taken = places.setdefault(group, {})
+                for row, (step, epoch) in enumerate(zip(steps.tolist(), epochs.tolist(), strict=True)):
+                    # A step in run.h5 and in a segment: packing was interrupted before it removed the segment.
+                    taken.setdefault(step, Place(step, epoch, number, row))
+        self.manifest = manifest
+        self.sources = sources
+        self.declarations = {group: declarations[group] for group in sorted(declarations)}
+        self._places = {group: [taken[step] for step in sorted(taken)] for group, taken in sorted(places.items())}
+
+    def groups(self) -> list[str]:
+        """Groups with a step axis, sorted: "ntk/test", "units", …"""
+        return list(self._places)
+
+    def places(self, group: str) -> list[Place]:
+        """Where each step of a group lies, by rising step.
+
+        Raises: UnknownName: no such group with steps.
+        """
+        if group not in self._places:
+            raise UnknownName(
+                f"{self.path}: found no group {group!r} with steps; there are: {', '.join(self._places) or 'none'}"
+            )
+        return self._places[group]
+
+    def steps(self, group: str) -> Array:
+        """Recorded steps of a group, int64 [S].  Raises: UnknownName."""
+        return np.array([place.step for place in self.places(group)], dtype=np.int64)
+
+    def epochs(self, group: str) -> Array:
+        """Epochs of a group, float64 [S], NaN where unknown.  Raises: UnknownName."""
+        return np.array([place.epoch for place in self.places(group)], dtype=np.float64)
+
+    def attributes(self, group: str) -> dict[str, Any]:
+        """Attributes of a group as declared.  Raises: UnknownName."""
+        if group not in self.declarations:
+            raise UnknownName(
+                f"{self.path}: found no group {group!r}; there are: {', '.join(self.declarations) or 'none'}"
+            )
+        return dict(self.declarations[group].attributes)
+
+    def names(self) -> list[str]:
+        """Path of every array that has been recorded, e.g. "ntk/test/kernel"."""
+        statics = frozenset().union(*(source.statics for source in self.sources))
+        return [
+            entry.path(field)
+            for entry in self.declarations.values()
+            for field in entry.fields.values()
+            if not entry.is_static(field) or entry.path(field) in statics
+        ]
+
+    def owner(self, name: str) -> tuple[Declaration, Field]:
+        """The declared group of an array, and its field there.
+
+        Raises: UnknownName.
+        """
+        parts = name.split("/")
+        for depth in range(len(parts) - 1, 0, -1):
+            entry = self.declarations.get("/".join(parts[:depth]))
+            field = entry.fields.get("/".join(parts[depth:])) if entry is not None else None
+            if entry is not None and field is not None:
+                return entry, field
+        raise UnknownName(f"{self.path}: found no array {name!r}; there are: {', '.join(self.names()) or 'none'}")
+
+    def field(self, name: str) -> Field:
+        """Dims, dtype, unit, coordinates and attributes of an array.  Raises: UnknownName."""
+        return self.owner(name)[1]
+
+    def read(self, name: str) -> Array:
+        """One array, [S, ...] by rising step, or static [...].
+
+        Raises: UnknownName.  DamagedRecording: a CRC differs.  UntrustedFile: larger than max_bytes.
+        """
+        return self.read_many([name])[name]
+
+    def read_many(self, names: Sequence[str]) -> dict[str, Array]:
+        """Several arrays; each file is opened once."""
+        return self._again(lambda: self._read_many(names))
+
+    def _read_many(self, names: Sequence[str]) -> dict[str, Array]:
+        arrays: dict[str, Array] = {}
+        wanted: list[tuple[str, Declaration, Field]] = []
+        for name in names:
+            entry, field = self.owner(name)
+            wanted.append((name, entry, field))
+            if not entry.is_static(field):
+                shape = (len(self._places[entry.group]), *field.shape)
+                dtype = np.dtype(object if field.dtype == "str" else field.dtype)
+                self._check_size(name, math.prod(shape) * dtype.itemsize)
+                arrays[name] = np.empty(shape, dtype)
+        for number, source in enumerate(self.sources):
+            present = [(name, entry, field) for name, entry, field in wanted if entry.group in source.declarations]
+            if not present:
+                continue
+            with opened(source.path) as file:
+                for name, entry, field in present:
+                    if entry.is_static(field):
+                        if name in source.statics and name not in arrays:
+                            arrays[name] = get_array(file, source.path, entry, field, None)
+                        continue
+                    here = [
+                        (index, place.row)
+                        for index, place in enumerate(self._places[entry.group])
+                        if place.source == number
+                    ]
+                    if here:
+                        steps = source.axes[entry.group][0].tolist()
+                        rows = [row for _, row in here]
+                        arrays[name][[index for index, _ in here]] = get_array(
+                            file, source.path, entry, field, steps, rows
+                        )
+        for name, _, field in wanted:
+            if name not in arrays:
+                raise UnknownName(f"{self.path}: array {name!r} is declared, but has not been recorded yet")
+            if field.dtype == "str":
+                arrays[name] = arrays[name].astype(str)
+        return arrays
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > self._max_bytes and not self._trusted and not all(is_own(source.path) for source in self.sources):
+            raise UntrustedFile(
+                f"{self.path} at {name!r}: found {size} bytes in all steps, expected at most {self._max_bytes}; "
+                f"open with max_bytes={size} if you know the file"
+            )
+
+
+def _merged(before: Declaration | None, found: Declaration, path: Path) -> Declaration:
+    if before is None:
+        return found
+    fields = {**before.fields, **found.fields}
+    if before.stepped != found.stepped or any(fields[name] != field for name, field in before.fields.items()):
+        raise DamagedRecording(
+            f"{path} declares group {found.group!r} differently from the files before it; move it out of the folder"
+        )
+    return Declaration(found.group, fields, {**before.attributes, **found.attributes}, found.stepped)

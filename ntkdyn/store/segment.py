@@ -1,0 +1,300 @@
+"""What a file of a recording looks like inside: declared arrays, one CRC32 per array and step, JSON beside them.
+
+A segment and a packed run.h5 have one structure, so one piece of code reads both::
+
+    /                       attributes: format, recording (JSON: declarations, in run.h5 also the manifest), crc32
+    /<group>/step [S]       applied optimizer steps; /<group>/epoch [S] beside it, NaN where unknown
+    /<group>/<field>        [S, ...], or [...] where static; attribute crc32 [S] or [1]
+
+The CRC32 of a row covers its path, dims, shape, dtype, step and bytes; packing carries it over and checks it again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import ConfigurationError, DamagedRecording
+from ..probe import Field
+
+FORMAT = "ntkdyn recording 1"
+TEXT = "str"
+STEP = Field(name="step", dtype="<i8", unit="1", long_name="applied optimizer steps")
+EPOCH = Field(name="epoch", dtype="<f8", unit="epoch", long_name="epochs of training")
+# Metadata of this version has checksums of its own and attributes beyond 64 KiB; readable since HDF5 1.10.
+LIBRARY_VERSION = ("v110", "v110")
+
+Array = np.ndarray[Any, Any]
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(entry) for key, entry in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _to_json(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_to_json(entry) for entry in value]
+    if isinstance(value, (set, frozenset)):
+        return [_to_json(entry) for entry in sorted(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise ConfigurationError(
+        f"metadata: found a value of type {type(value).__name__}, expected numbers, text, lists and mappings of them"
+    )
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_json(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_from_json(entry) for entry in value]
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """Return valid JSON; NaN and infinities become the strings "NaN", "Infinity" and "-Infinity".
+
+    Raises: ConfigurationError: a value that JSON cannot hold.
+    """
+    return json.dumps(_to_json(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def load_json(text: str | bytes) -> Any:
+    """Inverse of ``dump_json``: the three strings become floats again.
+
+    Raises: ValueError: no JSON, or nested too deeply.
+    """
+    try:
+        return _from_json(json.loads(text))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The arrays of one group; ``stepped`` groups have a step axis, others hold static arrays only."""
+
+    group: str
+    fields: Mapping[str, Field]
+    attributes: Mapping[str, Any]
+    stepped: bool = True
+
+    def is_static(self, field: Field) -> bool:
+        return field.static or not self.stepped
+
+    def path(self, field: Field) -> str:
+        return f"{self.group}/{field.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stepped": self.stepped,
+            "attributes": dict(self.attributes),
+            "fields": [
+                {
+                    "name": field.name,
+                    "dims": field.dims,
+                    "shape": field.shape,
+                    "dtype": field.dtype,
+                    "unit": field.unit,
+                    "long_name": field.long_name,
+                    "coordinates": {dim: list(values) for dim, values in field.coordinates.items()},
+                    "attributes": dict(field.attributes),
+                    "static": field.static,
+                }
+                for field in self.fields.values()
+            ],
+        }
+
+    @staticmethod
+    def from_json(group: str, entry: Mapping[str, Any]) -> Declaration:
+        fields = {}
+        for given in entry["fields"]:
+            values = {**given, "dims": tuple(given["dims"]), "shape": tuple(int(size) for size in given["shape"])}
+            fields[values["name"]] = Field(**values)
+        return Declaration(group, fields, dict(entry["attributes"]), bool(entry["stepped"]))
+
+
+def canonical(array: Array) -> bytes | memoryview:
+    """Bytes of an array that do not depend on memory layout or file."""
+    if array.dtype.kind in "UO":
+        return json.dumps(array.tolist(), ensure_ascii=False).encode()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
+
+
+def row_crc(path: str, field: Field, step: int | None, row: Array) -> int:
+    """CRC32 over path, dims, shape, dtype, step (None where static) and bytes of one row."""
+    header = json.dumps([path, field.dims, field.shape, field.dtype, step], ensure_ascii=False).encode()
+    return zlib.crc32(canonical(row), zlib.crc32(header))
+
+
+@dataclass
+class Block:
+    """Rows of one group on their way into a file: ``rows`` [S, ...] by field name, ``statics`` [...]."""
+
+    declaration: Declaration
+    steps: Sequence[int]
+    epochs: Sequence[float]
+    rows: Mapping[str, Array]
+    statics: Mapping[str, Array]
+
+
+def stored_dtype(dtype: str) -> Any:
+    """HDF5 type of a declared one: text is variable-length UTF-8, truth values are int8 (netCDF4 has no bool)."""
+    if dtype == TEXT:
+        return h5py.string_dtype()
+    return np.dtype("i1") if np.dtype(dtype).kind == "b" else np.dtype(dtype)
+
+
+def _put(file: h5py.File, path: str, field: Field, data: Array, crc: Sequence[int]) -> None:
+    kind = stored_dtype(field.dtype)
+    dataset = file.create_dataset(
+        path, data=data.astype(object) if field.dtype == TEXT else data.astype(kind), dtype=kind
+    )
+    dataset.attrs["crc32"] = np.asarray(crc, dtype=np.uint32)
+
+
+def put_recording(file: h5py.File, recording: Mapping[str, Any]) -> None:
+    """Write the root attributes that make a file part of a recording."""
+    text = dump_json(recording)
+    file.attrs["format"] = FORMAT
+    file.attrs["recording"] = text
+    file.attrs["crc32"] = np.uint32(zlib.crc32(text.encode()))
+
+
+def build_image(blocks: Sequence[Block]) -> bytes:
+    """Return a complete HDF5 file, built in memory."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=LIBRARY_VERSION) as file:
+        put_recording(
+            file, {"declarations": {block.declaration.group: block.declaration.to_json() for block in blocks}}
+        )
+        for block in blocks:
+            declaration = block.declaration
+            if declaration.stepped:
+                axes = ((STEP, np.asarray(block.steps, dtype="<i8")), (EPOCH, np.asarray(block.epochs, dtype="<f8")))
+                for field, values in axes:
+                    path = declaration.path(field)
+                    crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, values, strict=True)]
+                    _put(file, path, field, values, crc)
+            for name, rows in block.rows.items():
+                field, path = declaration.fields[name], f"{declaration.group}/{name}"
+                crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, rows, strict=True)]
+                _put(file, path, field, rows, crc)
+            for name, array in block.statics.items():
+                field, path = declaration.fields[name], f"{declaration.group}/{name}"
+                _put(file, path, field, array, [row_crc(path, field, None, array)])
+    return buffer.getvalue()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open a file of a recording for reading; whatever HDF5 finds wrong in it becomes DamagedRecording.
+
+    FileNotFoundError passes, because a live folder changes under its readers.
+    """
+    try:
+        # No HDF5 lock: files are immutable once published, and locking fails on many network mounts.
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (FileNotFoundError, DamagedRecording):
+        raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedRecording(
+            f"{path} is damaged or no recording: {reason}; expected an HDF5 file written by ntkdyn; "
+            "restore it from a copy or remove it from the folder"
+        ) from error
+
+
+def get_recording(file: h5py.File, path: Path) -> dict[str, Any]:
+    """Return the root JSON of a file of a recording.
+
+    Raises: DamagedRecording: a foreign HDF5 file, another format, or a wrong checksum.
+    """
+    found = file.attrs.get("format")
+    if found != FORMAT:
+        raise DamagedRecording(
+            f"{path} is no recording of this version: found format {found!r}, expected {FORMAT!r}; "
+            "give a run made by ntkdyn"
+        )
+    text = str(file.attrs["recording"])
+    found_crc, expected = zlib.crc32(text.encode()), int(file.attrs["crc32"])
+    if found_crc != expected:
+        raise DamagedRecording(
+            f"{path} is damaged in its description: found CRC {found_crc:08x}, expected {expected:08x}; "
+            "restore it from a copy"
+        )
+    recording = load_json(text)
+    if not isinstance(recording, dict):
+        raise DamagedRecording(f"{path} is damaged in its description: found no mapping; restore it from a copy")
+    return recording
+
+
+def get_declarations(recording: Mapping[str, Any]) -> dict[str, Declaration]:
+    """Declarations in the root JSON, by group."""
+    return {group: Declaration.from_json(group, entry) for group, entry in recording["declarations"].items()}
+
+
+def get_array(
+    file: h5py.File, path: Path, declaration: Declaration, field: Field, steps: Sequence[int] | None, rows: Any = None
+) -> Array:
+    """Read one array, [S, ...] or static [...], and compare every row with its CRC.
+
+    Args: steps: steps of the file's group, None for a static array.  rows: indices into them, None for all.
+    Raises: DamagedRecording: names the file, the array and the step.
+    """
+    name = declaration.path(field)
+    dataset = file[name]
+    expected_shape = field.shape if steps is None else (len(steps), *field.shape)
+    if dataset.shape != expected_shape or (field.dtype != TEXT and dataset.dtype != stored_dtype(field.dtype)):
+        raise DamagedRecording(
+            f"{path} is damaged at {name!r}: found {dataset.dtype} {list(dataset.shape)}, "
+            f"expected {field.dtype} {list(expected_shape)}; restore it from a copy"
+        )
+    selection = ... if rows is None or steps is None else rows
+    if field.dtype == TEXT:
+        data = np.asarray(dataset.asstr()[selection]).astype(str)
+    else:
+        data = np.asarray(dataset[selection]).astype(field.dtype, copy=False)
+    stored = np.atleast_1d(dataset.attrs["crc32"])
+    if steps is None:
+        checks: list[tuple[int | None, Array, int]] = [(None, data, int(stored[0]))]
+    else:
+        chosen = range(len(steps)) if rows is None else rows
+        checks = [(int(steps[row]), data[index], int(stored[row])) for index, row in enumerate(chosen)]
+    for step, row_data, expected in checks:
+        found = row_crc(name, field, step, row_data)
+        if found != expected:
+            where = "" if step is None else f" at step {step}"
+            raise DamagedRecording(
+                f"{path} is damaged at {name!r}{where}: found CRC {found:08x}, expected {expected:08x}; "
+                "restore it from a copy"
+            )
+    return data
+
+
+def get_axis(file: h5py.File, path: Path, declaration: Declaration) -> tuple[Array, Array]:
+    """Steps int64 [S] and epochs float64 [S] of a group in one file, checked."""
+    name = declaration.path(STEP)
+    steps = np.asarray(file[name][...]).astype("<i8", copy=False)
+    if steps.ndim != 1:
+        raise DamagedRecording(
+            f"{path} is damaged at {name!r}: found {steps.ndim} axes, expected 1; restore it from a copy"
+        )
+    listed = steps.tolist()
+    return get_array(file, path, declaration, STEP, listed), get_array(file, path, declaration, EPOCH, listed)

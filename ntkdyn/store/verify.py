@@ -1,0 +1,322 @@
+"""Checks of files that this process has not written, made in a limited process of their own.
+
+HDF5 follows external links and storage without asking, and crashes or hangs on some broken files. So the structure is
+checked before any array is read, then every CRC, in a child with limits of memory, processor and wall time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from ..errors import DamagedRecording, MissingRecording, NtkdynError, StorageError, UntrustedFile
+from .segment import EPOCH, STEP, Declaration, get_array, get_axis, get_declarations, get_recording, opened
+
+MAX_BYTES = 2 * 2**30
+MAX_RATIO = 200.0
+_FILTERS = {
+    h5py.h5z.FILTER_DEFLATE: "gzip",
+    h5py.h5z.FILTER_SHUFFLE: "shuffle",
+    h5py.h5z.FILTER_FLETCHER32: "fletcher32",
+    h5py.h5z.FILTER_LZF: "lzf",
+}
+# Below this an array without storage (an empty one, a short axis) is no attack.
+_SMALL = 64 * 2**10
+_BATCH = 64 * 2**20
+_SECONDS = 30.0
+_BYTES_PER_SECOND = 20e6
+_MEMORY = 2**30
+_BOOT = "import sys; sys.path.append(sys.argv[1]); from ntkdyn.store.verify import main; main()"
+_KINDS: Mapping[str, type[NtkdynError]] = {
+    "damaged": DamagedRecording,
+    "untrusted": UntrustedFile,
+    "missing": MissingRecording,
+    "storage": StorageError,
+}
+
+# Files known to be sound, by identity: written by this process, or validated under these limits.
+_sound: dict[tuple[str, int, int, int, int], tuple[float, float]] = {}
+
+
+def _identity(path: Path) -> tuple[str, int, int, int, int]:
+    status = path.stat()
+    return str(path.resolve()), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def remember(path: Path, *, max_bytes: float = 0.0, max_ratio: float = 0.0) -> None:
+    """Note that a file is sound; without limits: this process wrote it."""
+    _sound[_identity(path)] = (max_bytes, max_ratio)
+
+
+def is_own(path: Path) -> bool:
+    """Whether this process wrote the file."""
+    return _sound.get(_identity(path)) == (0.0, 0.0)
+
+
+def validate(paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_ratio: float = MAX_RATIO) -> None:
+    """Check files once per process: structure, declared sizes, filters, then every CRC.
+
+    Raises: UntrustedFile, DamagedRecording: the first file that is not sound.  FileNotFoundError: it is gone.
+    """
+    for problem in examine(paths, max_bytes=max_bytes, max_ratio=max_ratio).values():
+        if problem is not None:
+            raise problem
+
+
+def examine(
+    paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_ratio: float = MAX_RATIO
+) -> dict[Path, NtkdynError | None]:
+    """The problem of each file, None for sound ones; sound files are remembered."""
+    found: dict[Path, NtkdynError | None] = dict.fromkeys(paths)
+    waiting = []
+    for path in found:
+        try:
+            bytes_before, ratio_before = _sound.get(_identity(path), (math.inf, math.inf))
+        except OSError as error:
+            found[path] = MissingRecording(f"{path}: {error.strerror}; expected a file of a recording; check the path")
+            continue
+        if bytes_before > max_bytes or ratio_before > max_ratio:
+            waiting.append(path)
+    while waiting:
+        for path, problem in _in_child(waiting, max_bytes, max_ratio).items():
+            found[path] = problem
+            waiting.remove(path)
+            if problem is None:
+                remember(path, max_bytes=max_bytes, max_ratio=max_ratio)
+    return found
+
+
+def _in_child(paths: Sequence[Path], max_bytes: int, max_ratio: float) -> dict[Path, NtkdynError | None]:
+    """Verdicts of one child; at least one, because a file that ends the child is blamed for it."""
+    seconds = _SECONDS + sum(path.stat().st_size for path in paths if path.exists()) / _BYTES_PER_SECOND
+    request = {
+        "paths": [str(path) for path in paths],
+        "max_bytes": max_bytes,
+        "max_ratio": max_ratio,
+        "seconds": math.ceil(seconds),
+    }
+    # One thread: the pools of numerical libraries would count against the limit of memory. "::" loads no filter plugin.
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "HDF5_PLUGIN_PRELOAD": "::",
+    }
+    command = [sys.executable, "-P", "-c", _BOOT, str(Path(__file__).parents[2])]
+    try:
+        child = subprocess.run(
+            command,
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=seconds,
+            env=environment,
+            check=False,
+        )
+        output, complaint, status = child.stdout, child.stderr, child.returncode
+        end = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+    except subprocess.TimeoutExpired as error:
+        output, complaint, end = error.stdout or b"", b"", f"no answer within {seconds:.0f} s"
+    verdicts: dict[Path, NtkdynError | None] = {}
+    begun: Path | None = None
+    for line in output.decode(errors="replace").splitlines():
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            continue
+        begun = paths[answer["file"]]
+        if "kind" in answer:
+            kind = answer["kind"]
+            verdicts[begun] = None if kind == "sound" else _KINDS[kind](answer["message"])
+    if begun is None:
+        reason = complaint.decode(errors="replace").strip().splitlines()[-1:] or [end]
+        raise StorageError(
+            f"the process that checks files of others did not start: {reason[0]}; use trusted=True for own files"
+        )
+    if begun not in verdicts:
+        verdicts[begun] = DamagedRecording(
+            f"{begun} is damaged: reading it ended the checking process ({end}); restore it from a copy"
+        )
+    return verdicts
+
+
+def _untrusted(path: Path, what: str, found: str, expected: str, option: str = "") -> UntrustedFile:
+    remedy = f"open with {option} if you know the file" if option else "open with trusted=True if you made the file"
+    return UntrustedFile(f"{path} at {what!r}: found {found}, expected {expected}; {remedy}")
+
+
+def _links(group: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
+    """All objects below the root; each has one name, reached by hard links only."""
+    seen = {h5py.h5o.get_info(group.id).addr}
+    stack = [group]
+    while stack:
+        parent = stack.pop()
+        for name in parent:
+            where = f"{parent.name.rstrip('/')}/{name}"
+            link = parent.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise _untrusted(path, where, f"a link of type {type(link).__name__}", "hard links only")
+            child = parent[name]
+            address = h5py.h5o.get_info(child.id).addr
+            if address in seen:
+                raise _untrusted(path, where, "a second name of another object", "one name for each object")
+            seen.add(address)
+            if isinstance(child, h5py.Group):
+                stack.append(child)
+            elif not isinstance(child, h5py.Dataset):
+                raise _untrusted(path, where, f"a {type(child).__name__}", "groups and arrays only")
+            yield where.strip("/"), child
+
+
+def _check_dataset(dataset: h5py.Dataset, name: str, path: Path, max_bytes: int, max_ratio: float) -> int:
+    properties = dataset.id.get_create_plist()
+    if properties.get_layout() == h5py.h5d.VIRTUAL:
+        raise _untrusted(path, name, "a virtual dataset", "arrays stored in this file")
+    if properties.get_external_count():
+        raise _untrusted(path, name, "storage in another file", "arrays stored in this file")
+    for index in range(properties.get_nfilters()):
+        code = properties.get_filter(index)[0]
+        if code not in _FILTERS:
+            raise _untrusted(path, name, f"the filter number {code}", f"only {', '.join(sorted(_FILTERS.values()))}")
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    if not is_text and dataset.dtype.kind not in "biuf":
+        raise _untrusted(path, name, f"elements of type {dataset.dtype}", "numbers or text")
+    chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
+    size = math.prod(dataset.shape or (0,)) * dataset.dtype.itemsize
+    for what, count in (("declared size", size), ("chunk size", chunk)):
+        if count > max_bytes:
+            raise _untrusted(path, name, f"a {what} of {count} bytes", f"at most {max_bytes}", f"max_bytes={count}")
+    ratio = size / max(dataset.id.get_storage_size(), 1)
+    if size > _SMALL and ratio > max_ratio:
+        raise _untrusted(
+            path,
+            name,
+            f"{ratio:.0f} bytes for each stored one",
+            f"at most {max_ratio:g}",
+            f"max_ratio={math.ceil(ratio)}",
+        )
+    return size
+
+
+def _known_names(declarations: Mapping[str, Declaration]) -> set[str]:
+    known: set[str] = set()
+    for declaration in declarations.values():
+        paths = [declaration.path(field) for field in declaration.fields.values()]
+        for path, field in zip(paths, declaration.fields.values(), strict=True):
+            known |= {f"{path.rpartition('/')[0]}/{dim}" for dim in field.dims}
+        if declaration.stepped:
+            paths += [declaration.path(STEP), declaration.path(EPOCH)]
+        for path in paths:
+            parts = path.split("/")
+            known |= {"/".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
+    return known
+
+
+def check_file(path: Path, *, max_bytes: int, max_ratio: float) -> None:
+    """Check one file in this process: structure first, then every CRC.
+
+    Raises: UntrustedFile, DamagedRecording.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise _untrusted(path, "/", "no regular file", "a file")
+    with opened(path) as file:
+        total, names = 0, []
+        for name, item in _links(file, path):
+            names.append(name)
+            if isinstance(item, h5py.Dataset):
+                total += _check_dataset(item, name, path, max_bytes, max_ratio)
+        ratio = total / max(path.stat().st_size, 1)
+        if total > _SMALL and ratio > max_ratio:
+            raise _untrusted(
+                path,
+                "/",
+                f"{ratio:.0f} bytes for each stored one",
+                f"at most {max_ratio:g}",
+                f"max_ratio={math.ceil(ratio)}",
+            )
+        declarations = get_declarations(get_recording(file, path))
+        known = _known_names(declarations)
+        for name in names:
+            if name not in known:
+                raise _untrusted(path, name, "an object that the recording does not declare", "declared ones only")
+        check_sums(file, path, declarations)
+
+
+def check_sums(file: h5py.File, path: Path, declarations: Mapping[str, Declaration]) -> None:
+    """Read every array in bounded pieces and compare its CRCs.
+
+    Raises: DamagedRecording: names the file, array and step.
+    """
+    for declaration in declarations.values():
+        steps = get_axis(file, path, declaration)[0].tolist() if declaration.stepped else []
+        for field in declaration.fields.values():
+            if declaration.is_static(field):
+                if declaration.path(field) in file:
+                    get_array(file, path, declaration, field, None)
+                continue
+            for rows in batches(len(steps), math.prod(field.shape) * 8):
+                get_array(file, path, declaration, field, steps, rows)
+
+
+def batches(count: int, row_bytes: int) -> Iterator[list[int]]:
+    """Row numbers in pieces of at most 64 MiB, at least one row each."""
+    size = max(1, _BATCH // max(row_bytes, 1))
+    for start in range(0, count, size):
+        yield list(range(start, min(start + size, count)))
+
+
+def _limit(seconds: int, max_bytes: int) -> None:
+    try:
+        import resource
+    except ImportError:  # no such limits on Windows; the wall time holds there
+        return
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
+    )
+    ceiling = used + 2 * max_bytes + _MEMORY
+    for limit, wanted in ((resource.RLIMIT_AS, ceiling), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(limit)
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(limit, (allowed, hard))
+
+
+def main() -> None:
+    """The child: reads a request from stdin, answers one line at the begin and one at the end of each file."""
+    request: dict[str, Any] = json.load(sys.stdin)
+    _limit(request["seconds"], request["max_bytes"])
+
+    def answer(entry: Mapping[str, Any]) -> None:
+        sys.stdout.write(json.dumps(entry) + "\n")
+        sys.stdout.flush()
+
+    for number, name in enumerate(request["paths"]):
+        answer({"file": number})
+        kind, message = "sound", ""
+        try:
+            check_file(Path(name), max_bytes=request["max_bytes"], max_ratio=request["max_ratio"])
+        except UntrustedFile as error:
+            kind, message = "untrusted", str(error)
+        except FileNotFoundError as error:
+            kind, message = "missing", f"{name}: {error.strerror}; expected a file of a recording; check the path"
+        except MemoryError:
+            kind, message = (
+                "untrusted",
+                f"{name}: needs more memory than max_bytes={request['max_bytes']} allows; raise it",
+            )
+        except (NtkdynError, OSError) as error:
+            kind, message = "damaged", str(error)
+        answer({"file": number, "kind": kind, "message": message})
+
+
+if __name__ == "__main__":
+    main()
