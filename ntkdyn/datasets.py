@@ -32,10 +32,14 @@ _DIGITS_TRAIN = 1347  # of 1797; the other 450 are test digits
 _SPLIT, _TEST_PAIRS, _TRAIN_PAIRS, _EPOCH, _PROBE = range(5)
 
 
-def _generator(*words: int) -> torch.Generator:
-    """Return a generator whose stream belongs to these words alone (hashed by numpy's SeedSequence)."""
+def stream_seed(*words: int) -> int:
+    """Return a seed below 2^63 that belongs to these non-negative numbers alone (hashed by numpy's SeedSequence)."""
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    return int(state[0] >> np.uint64(1))
+
+
+def _generator(*words: int) -> torch.Generator:
+    return torch.Generator().manual_seed(stream_seed(*words))
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,9 @@ def load_npz(path: str | Path) -> Split:
         if isinstance(error, ConfigurationError):
             raise
         reason = " ".join(str(error).split())
-        raise ConfigurationError(f"data {path}: not readable as npz without pickle ({reason}); use numpy.savez") from error
+        raise ConfigurationError(
+            f"data {path}: not readable as npz without pickle ({reason}); use numpy.savez"
+        ) from error
     inputs = {part: _inputs(arrays[f"x_{part}"], f"data {path}: x_{part}") for part in ("train", "test")}
     targets = {part: _labels(arrays[f"y_{part}"], f"data {path}: y_{part}") for part in ("train", "test")}
     for part in ("train", "test"):
@@ -189,8 +195,8 @@ def load_npz(path: str | Path) -> Split:
             )
     if inputs["train"].shape[1:] != inputs["test"].shape[1:] or inputs["train"].dtype != inputs["test"].dtype:
         raise ShapeError(
-            f"data {path}: found samples of shape {list(inputs['train'].shape[1:])} ({inputs['train'].dtype}) in x_train "
-            f"and {list(inputs['test'].shape[1:])} ({inputs['test'].dtype}) in x_test, expected the same"
+            f"data {path}: found samples of shape {list(inputs['train'].shape[1:])} ({inputs['train'].dtype}) in "
+            f"x_train and {list(inputs['test'].shape[1:])} ({inputs['test'].dtype}) in x_test, expected the same"
         )
     classes = 1 + max(int(labels.max()) for labels in targets.values())
     return Split(

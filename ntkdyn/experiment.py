@@ -1,0 +1,369 @@
+"""What an experiment is, its configuration from texts and files, and the training loop that experiments share.
+
+An experiment has a ``name``, a validated ``Config`` and a ``run``; one that branches also says with ``trunk`` which
+run, and which step of it, a configuration starts from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import checkpoint
+from .checkpoint import Checkpoint
+from .clone import structural_clone
+from .datasets import Dataset, stream_seed
+from .errors import ConfigurationError, DivergedTraining
+from .recorder import Recorder
+from .schedule import log_spaced
+
+DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
+
+ConfigType = TypeVar("ConfigType", bound=BaseModel)
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class Experiment(Protocol):
+    """One recorded training run for each configuration and seed.
+
+    An experiment that branches also has ``trunk(config) -> (config of the trunk, step) | None``.
+    """
+
+    name: str
+    Config: type[Any]
+
+    def run(
+        self, config: Any, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
+    ) -> Mapping[str, float]:
+        """Train, record with a recorder of the factory, and return the results."""
+        ...
+
+
+@dataclass
+class RecorderFactory:
+    """Makes the recorder of one run; path, probes and schedule of the user are already set.
+
+    Attributes:
+        path: folder of the recording.
+        probes: the user's probes; None leaves them to the experiment.
+        schedule, log_spaced: the user's schedule, as a function or as a number of log-spaced steps; both None leave
+            it to the experiment.
+        checkpoint_steps: steps after which ``fit`` saves a checkpoint.
+        manifest: further entries of run.json.
+        progress: show a progress bar.
+        recorders: those made so far.
+    """
+
+    path: Path
+    probes: Sequence[Any] | None = None
+    schedule: Callable[[int], bool] | None = None
+    log_spaced: int | None = None
+    checkpoint_steps: frozenset[int] = frozenset()
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    progress: bool = False
+    recorders: list[Recorder] = field(default_factory=list)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        *,
+        sets: Any,
+        steps_per_epoch: int,
+        total_steps: int,
+        schedule: Callable[[int], bool],
+        probes: Sequence[Any] = DEFAULT_PROBES,
+        calibration: Any = None,
+        loss: Any = None,
+        forward: Any = None,
+    ) -> Recorder:
+        """Return the recorder; ``probes`` and ``schedule`` are the experiment's, which the user's win over."""
+        if self.schedule is not None:
+            schedule = self.schedule
+        elif self.log_spaced is not None:
+            schedule = log_spaced(1, total_steps, self.log_spaced)
+        recorder = Recorder(
+            model,
+            list(probes if self.probes is None else self.probes),
+            sets,
+            path=self.path,
+            schedule=schedule,
+            forward=forward,
+            loss=loss,
+            steps_per_epoch=steps_per_epoch,
+            calibration=calibration,
+            manifest=self.manifest,
+        )
+        self.recorders.append(recorder)
+        return recorder
+
+
+def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float) -> torch.optim.Adam:
+    """Return Adam in one fused kernel.
+
+    Measured with torch 2.13 on one CPU thread, 26,000 weights in 14 tensors, batch 128: a training step takes 0.58 ms
+    fused, 0.76 ms foreach and 0.78 ms tensor by tensor.
+    """
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+
+
+def linear_tail(base: float, *, total_steps: int, tail_steps: int) -> Callable[[int], float]:
+    """Return the learning rate of step s = 0, 1, …: ``base``, falling linearly to 0 over the last ``tail_steps``.
+
+    >>> rate = linear_tail(1.0, total_steps=10, tail_steps=4)
+    >>> [rate(step) for step in (0, 5, 6, 7, 8, 9)]
+    [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    return lambda step: base * min(1.0, (total_steps - step) / max(tail_steps, 1))
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epoch_data: Callable[[int], Dataset],
+    batch_size: int,
+    steps_per_epoch: int,
+    last_step: int,
+    first_step: int = 0,
+    seed: int = 0,
+    loss: Loss = functional.cross_entropy,
+    learning_rate: Callable[[int], float] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    recorder: Recorder | None = None,
+    factory: RecorderFactory | None = None,
+) -> None:
+    """Train from ``first_step`` to ``last_step``; starting from a checkpoint equals never having stopped, bit for bit.
+
+    Args:
+        epoch_data: epoch number -> its samples in their order; batch k of the epoch is the k-th slice.
+        learning_rate: step before the update -> rate, set in all parameter groups.
+        after_step: called with the number of applied steps after each update and before the recorder looks.
+        recorder: attached for the time of training.
+        factory: where checkpoints go and which steps get one, and whether a progress bar is shown.
+        seed: torch's generator is seeded by (seed, epoch) at the start of every epoch, for Dropout and the like.
+
+    Raises: DivergedTraining: the loss is not finite; the optimizer did not take that step.
+    """
+    folder = None if factory is None else factory.path / "checkpoints"
+    saved_steps = frozenset() if factory is None else factory.checkpoint_steps
+    step = first_step
+
+    def stepped(*_: Any) -> None:
+        nonlocal step
+        step += 1
+        if after_step is not None:
+            after_step(step)
+
+    with ExitStack() as stack:
+        # A hook of the optimizer, placed before the recorder's: snapshots must see what after_step did to the slopes.
+        stack.callback(optimizer.register_step_post_hook(stepped).remove)
+        if recorder is not None:
+            stack.enter_context(recorder.attach(optimizer, first_step=first_step, total_steps=last_step))
+        bar = stack.enter_context(_progress_bar(first_step, last_step, factory is not None and factory.progress))
+        if folder is not None and step in saved_steps:
+            checkpoint.save(folder, step, model, optimizer)
+        model.train()
+        data: Dataset | None = None
+        while step < last_step:
+            epoch, batch = divmod(step, steps_per_epoch)
+            if data is None or batch == 0:
+                data = epoch_data(epoch)
+                bar.update(step - bar.n)
+            if batch == 0:
+                torch.manual_seed(stream_seed(seed, epoch))
+            if learning_rate is not None:
+                rate = learning_rate(step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            inputs, targets = data[batch * batch_size : (batch + 1) * batch_size]
+            optimizer.zero_grad()
+            value = loss(model(inputs), targets)
+            if not math.isfinite(value.item()):
+                raise DivergedTraining(
+                    f"training: found loss {value.item()} at step {step}, expected a finite number; "
+                    "lower the learning rate"
+                )
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if folder is not None and step in saved_steps:
+                checkpoint.save(folder, step, model, optimizer)
+        bar.update(last_step - bar.n)
+
+
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    loss: Loss = functional.cross_entropy,
+    calibration: Tensor | None = None,
+    batch_size: int = 2048,
+) -> tuple[float, float]:
+    """Return accuracy (share of right predictions) and mean loss in evaluation mode; the model is not touched.
+
+    ``calibration`` re-estimates the statistics of BatchNorm on that batch first, on a clone.
+    """
+    twin = structural_clone(model)
+    if calibration is not None:
+        reestimate_batchnorm(twin, calibration)
+    twin.eval()
+    right, total = 0, 0.0
+    with torch.no_grad():
+        for first in range(0, len(data), batch_size):
+            inputs, targets = data[first : first + batch_size]
+            outputs = twin(inputs)
+            right += int((outputs.argmax(dim=1) == targets).sum())
+            total += float(loss(outputs, targets)) * len(targets)
+    return right / len(data), total / len(data)
+
+
+def reestimate_batchnorm(model: nn.Module, inputs: Tensor) -> None:
+    """Replace the running statistics of every BatchNorm by those of one batch; changes buffers and modes."""
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average: after one batch, that batch's own statistics
+        norm.train()
+    with torch.no_grad():
+        model(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def parse_value(text: str) -> Any:
+    """Read a value in TOML syntax; what is none is a plain text.
+
+    >>> [parse_value(text) for text in ("4", "0.5", "true", "[1, 2]", "sum10")]
+    [4, 0.5, True, [1, 2], 'sum10']
+    """
+    try:
+        content = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return content["value"] if set(content) == {"value"} else text
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Read ``key=value``.
+
+    Raises: ConfigurationError: no "=" or no key.
+    """
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise ConfigurationError(f"setting {text!r}: found no KEY=VALUE; write e.g. --set epochs=24")
+    return name.strip(), parse_value(value.strip())
+
+
+def configure(config_type: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
+    """Return the validated configuration.
+
+    Raises: ConfigurationError: one line for all problems, each setting by its name.
+    """
+    try:
+        return config_type.model_validate(dict(values), strict=True)
+    except ValidationError as error:
+        known = list(config_type.model_fields)
+        raise ConfigurationError("; ".join(_problem(dict(item), known) for item in error.errors())) from None
+
+
+def _problem(item: Mapping[str, Any], known: list[str]) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+        return f"setting {name!r} is unknown; {hint}"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    expected = item["msg"].removeprefix("Input should be ")
+    return f"setting {name!r}: found {item['input']!r}, expected {expected}"
+
+
+def parse_settings(
+    config_type: type[ConfigType], toml_file: str | Path | None, assignments: Sequence[str] = ()
+) -> ConfigType:
+    """Return the configuration of the file's ``[settings]`` table, overruled by ``key=value`` texts.
+
+    Raises: ConfigurationError: the file or a setting is invalid.
+    """
+    values: dict[str, Any] = {}
+    if toml_file is not None:
+        try:
+            content = tomllib.loads(Path(toml_file).read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{toml_file}: not readable as TOML: {' '.join(str(error).split())}") from None
+        others = sorted(set(content) - {"settings", "experiment"})
+        if others or not isinstance(content.get("settings", {}), dict):
+            raise ConfigurationError(
+                f"{toml_file}: found {', '.join(others) or 'settings that are no table'}, expected one [settings] "
+                "table; put settings under [settings]; seeds and grids belong to ntkdyn sweep"
+            )
+        values |= content.get("settings", {})
+    values |= dict(parse_assignment(text) for text in assignments)
+    return configure(config_type, values)
+
+
+def run_experiment(
+    experiment: Experiment,
+    config: BaseModel,
+    *,
+    seed: int,
+    path: str | Path,
+    probes: Sequence[Any] | None = None,
+    schedule: Callable[[int], bool] | None = None,
+    log_spaced: int | None = None,
+    checkpoint_steps: frozenset[int] = frozenset(),
+    start: Checkpoint | None = None,
+    parent: str | None = None,
+    command: str = "",
+    progress: bool = False,
+) -> Mapping[str, float]:
+    """Do one complete run on disk and return its results; torch's global generator is left as it was.
+
+    Args:
+        path: new or empty folder.
+        probes, schedule, log_spaced: win over the experiment's own choice.
+        checkpoint_steps: steps of which ``path/checkpoints/<step>`` is saved.
+        start, parent: checkpoint that the run branches from, and its path inside the sweep.
+
+    Raises: RecordingExists: path is not empty. ConfigurationError: the experiment made no recorder.
+    """
+    manifest = {
+        "experiment": experiment.name,
+        "config": config.model_dump(mode="json"),
+        "seed": seed,
+        "command": command,
+        "parent": parent,
+    }
+    factory = RecorderFactory(
+        Path(path), probes, schedule, log_spaced, checkpoint_steps, manifest=manifest, progress=progress
+    )
+    with torch.random.fork_rng(), ExitStack() as stack:
+        stack.callback(lambda: [recorder.close() for recorder in factory.recorders])
+        results = dict(experiment.run(config, seed=seed, recorder=factory, start=start))
+        if not factory.recorders:
+            raise ConfigurationError(
+                f"experiment {experiment.name}: recorded nothing; its run must make a recorder: recorder(model, sets=…)"
+            )
+        factory.recorders[-1].finish(results)
+    return results
+
+
+def _progress_bar(first: int, last: int, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=last, initial=first, desc="steps", unit="step", disable=not shown, mininterval=0.5)
