@@ -1,1 +1,127 @@
-"""Layer rules of the layerwise engine, one file per layer family."""
+"""How a layer's output gradient becomes the gradient of its parameters, sample by sample; one file per layer family.
+
+A rule is a function of a Site that returns, per role ("weight", "bias"), a function from the output gradient to the
+per-sample gradient: Rows, or the cheaper Outer where it is a sum of outer products. A file in this folder that
+registers a rule is found by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Per-sample gradient  J[n] = Σ_t left[n, t] ⊗ right[n, t]  of a matrix [d_out, d_in] (more axes of it flattened).
+
+    Args:
+        left: [N, T, d_out], from the output gradient.
+        right: [N, T, d_in]; or int64 [N, T], which stands for one-hot rows of width `classes`.
+        classes: number of classes of an integer right; the matrix is then [classes, d_out].
+    """
+
+    left: Tensor
+    right: Tensor
+    classes: int = 0
+
+    def rows(self) -> Tensor:
+        """The same as rows [N, P]."""
+        if not self.classes:
+            return torch.bmm(self.left.transpose(1, 2), self.right).flatten(1)
+        samples, _, width = self.left.shape
+        rows = self.left.new_zeros(samples, self.classes, width)
+        rows.scatter_add_(1, self.right.unsqueeze(-1).expand_as(self.left), self.left)
+        return rows.flatten(1)
+
+
+# What a rule gives for one parameter: output gradient [B, ...] -> Outer, or rows [B, P].
+Contribution = Callable[[Tensor], Outer | Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One call in the forward pass that used wanted parameters.
+
+    Attributes:
+        input: its input, detached, samples (or whole multiples of them) on axis 0.
+        arguments: all its arguments by name; for a module the module itself under "module".
+        roles: which arguments are wanted parameters.
+    """
+
+    input: Tensor
+    arguments: Mapping[str, Any]
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A registered rule: what it matches, and how.
+
+    Attributes:
+        target: function, or class of modules (subclasses are not matched: their forward may differ).
+        arguments: names of the positional arguments of a function; the first is the input.
+        roles: names of the arguments (of the module's parameters) that are parameters.
+        leading: number of leading axes of the input that are treated alike, so that any of them may hold the samples.
+        applies: False leaves this call to plain autograd.
+        gradient: the rule itself.
+    """
+
+    target: Any
+    arguments: tuple[str, ...]
+    roles: tuple[str, ...]
+    leading: Callable[[Mapping[str, Any]], int]
+    applies: Callable[[Mapping[str, Any]], bool]
+    gradient: Callable[[Site], Mapping[str, Contribution]]
+
+
+_RULES: dict[Any, Rule] = {}
+
+
+def layer_rule(
+    target: Any,
+    *,
+    arguments: str = "input",
+    roles: str,
+    leading: Callable[[Mapping[str, Any]], int] = lambda _: 1,
+    applies: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+) -> Callable[[Callable[[Site], Mapping[str, Contribution]]], Callable[[Site], Mapping[str, Contribution]]]:
+    """Register the decorated function as the rule of a function or of a class of modules; see Rule.
+
+    Raises: ConfigurationError: the target has a rule already.
+    """
+
+    def register(
+        gradient: Callable[[Site], Mapping[str, Contribution]],
+    ) -> Callable[[Site], Mapping[str, Contribution]]:
+        if target in _RULES:
+            first = _RULES[target].gradient
+            raise ConfigurationError(
+                f"{target!r} has two layer rules: {first.__module__}.{first.__name__} and "
+                f"{gradient.__module__}.{gradient.__name__}; remove one"
+            )
+        _RULES[target] = Rule(target, tuple(arguments.split()), tuple(roles.split()), leading, applies, gradient)
+        return gradient
+
+    return register
+
+
+@cache
+def _load() -> None:
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+
+
+def rules() -> Mapping[Any, Rule]:
+    """Every rule by its target."""
+    _load()
+    return _RULES

@@ -1,0 +1,235 @@
+"""Engine "layerwise": one backward pass per output for all samples, contracted layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedLayer
+from .contraction import Factors, Jacobian, Rows, product
+from .interception import Call, Interception
+from .problem import Problem, gradients
+from .rules import Contribution, Outer, Site
+
+# Bytes of output gradients that are held at a time where outputs can be taken in sequence.
+_HELD = 2**25
+
+# From [.., N, ..] to samples first, and nothing else.
+Arrangement = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One recognized call, ready to turn output gradients into per-sample gradients of its parameters."""
+
+    call: Call
+    arrange: Arrangement
+    contributions: Mapping[str, Contribution]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One run of the network: its outputs [N, C] with their graph, and where the wanted parameters were used."""
+
+    outputs: Tensor
+    uses: Sequence[_Use]
+    rest: Sequence[str]
+
+
+def blocks(problem: Problem) -> dict[str, Tensor]:
+    """Blocks of the kernel by key; exact for every network, whichever layers it is made of."""
+    first = _prepare(problem, 0)
+    second = first if problem.inputs_2 is None else _prepare(problem, 1)
+    count = problem.outputs
+    full = problem.reduce == "full"
+    shape = {"trace": problem.sizes, "each": (count, *problem.sizes), "full": (*problem.sizes, count, count)}
+    result = {key: first.outputs.new_zeros(shape[problem.reduce], dtype=problem.dtype) for key in problem.keys.values()}
+    chunk = count if full else _outputs_at_a_time(problem, (first, second))
+    for start in range(0, count, chunk):
+        chosen = range(start, min(start + chunk, count))
+        jacobians = _jacobians(problem, first, chosen)
+        jacobians_2 = jacobians if second is first else _jacobians(problem, second, chosen)
+        for name, key in problem.keys.items():
+            if name not in jacobians or name not in jacobians_2:
+                continue
+            jacobian = jacobians[name]()
+            jacobian_2 = jacobian if second is first else jacobians_2[name]()
+            block = product(jacobian, jacobian_2, full)
+            if problem.reduce == "trace":
+                result[key] += block.sum(0)
+            elif problem.reduce == "each":
+                result[key][start : start + len(chosen)] += block
+            else:
+                result[key] += block
+    return result
+
+
+def _outputs_at_a_time(problem: Problem, sides: tuple[_Side, _Side]) -> int:
+    numbers = 1
+    for side, size in zip(sides, problem.sizes, strict=True):
+        for use in side.uses:
+            parameters = sum(problem.parameters[name].numel() for name in use.call.names.values())
+            numbers += max(use.call.shape.numel(), size * parameters if len(use.call.shape) > 2 else 0)
+        numbers += size * sum(problem.parameters[name].numel() for name in side.rest)
+    return max(1, min(problem.outputs, _HELD // (numbers * problem.dtype.itemsize)))
+
+
+def _prepare(problem: Problem, side: int) -> _Side:
+    """Run the network until every recognized call is one in which samples can be told apart."""
+    size = problem.sizes[side]
+    excluded: frozenset[int] | None = None if problem.train_mode else frozenset()
+    while True:
+        interception = Interception(problem, excluded)
+        with interception.modules():
+            outputs = problem.run(side, interception)
+        if interception.differentiates and excluded is not None:
+            excluded = None
+            continue
+        calls = interception.calls
+        arrangements, rest = _tell_samples_apart(problem, outputs, calls, size)
+        lost = [call.number for call, arrangement in zip(calls, arrangements, strict=True) if arrangement is None]
+        if lost:
+            excluded = (excluded or frozenset()) | frozenset(lost)
+            continue
+        uses = [_use(call, arrange) for call, arrange in zip(calls, arrangements, strict=True) if arrange is not None]
+        return _Side(outputs, uses, rest)
+
+
+def _use(call: Call, arrange: Arrangement) -> _Use:
+    if call.input._version != call.version:
+        raise UnsupportedLayer(
+            f"layer {call.layer!r} ({call.rule.target!r}): its input is changed in place after the call, so that the "
+            f"gradient of {', '.join(map(repr, call.names.values()))} cannot be computed; remove the in-place operation"
+        )
+    site = Site(input=arrange(call.input), arguments=call.arguments, roles=tuple(call.names))
+    return _Use(call, arrange, call.rule.gradient(site))
+
+
+def _tell_samples_apart(
+    problem: Problem, outputs: Tensor, calls: Sequence[Call], size: int
+) -> tuple[list[Arrangement | None], list[str]]:
+    """For each call the axis that holds the samples, None where there is none; and the parameters left in the graph.
+
+    The shape alone does not tell: in [T, N, d] with T = N the first axis holds positions, and a layer that mixes
+    samples has none. So the outputs of two disjoint sets of samples are differentiated, and each may reach only its
+    own entries of the axis.
+    """
+    # Thue-Morse sequence: separates neighbors, halves and even from odd samples.
+    member = torch.tensor([n.bit_count() % 2 == 1 for n in range(size)], device=outputs.device)
+    # Generic weights, because outputs that sum to a constant (softmax) have no gradient of their sum.
+    weights = torch.linspace(1.0, 2.0, outputs.shape[1] + 2, dtype=outputs.dtype, device=outputs.device)[1:-1].sqrt()
+    names, leaves = list(problem.parameters), list(problem.parameters.values())
+    edges = [call.edge for call in calls]
+    seeds = [mask.to(outputs.dtype)[:, None] * weights for mask in (~member, member)]
+    reached = gradients(outputs, [*edges, *leaves], seeds[0])
+    rest = [name for name, gradient in zip(names, reached[len(edges) :], strict=True) if gradient is not None]
+    if size == 1:
+        return [_arrangement(1, 0, call.shape[0], True) for call in calls], rest
+    reached_2 = gradients(outputs, edges, seeds[1]) if edges else ()
+    found: list[Arrangement | None] = []
+    for call, gradient, gradient_2 in zip(calls, reached[: len(edges)], reached_2, strict=True):
+        if gradient is None or gradient_2 is None:
+            found.append(_arrangement(size, 0, size, True))
+            continue
+        candidates = [
+            _arrangement(size, axis, call.shape[axis], major)
+            for axis in range(call.rule.leading(call.arguments))
+            for major in (True, False)
+            if call.shape[axis] == size or (axis == 0 and call.shape[0] % size == 0)
+        ]
+        fitting = (
+            candidate
+            for candidate in candidates
+            if not _by_sample(candidate(gradient), size)[member].any()
+            and not _by_sample(candidate(gradient_2), size)[~member].any()
+        )
+        found.append(next(fitting, None))
+    return found, rest
+
+
+def _by_sample(tensor: Tensor, size: int) -> Tensor:
+    return tensor.reshape(size, -1)
+
+
+def _arrangement(size: int, axis: int, length: int, sample_major: bool) -> Arrangement:
+    """Bring axis to the front with all entries of a sample side by side: [N · F, ...]."""
+
+    def arrange(tensor: Tensor) -> Tensor:
+        tensor = tensor.movedim(axis, 0)
+        if sample_major or length == size:
+            return tensor
+        return tensor.unflatten(0, (length // size, size)).transpose(0, 1).flatten(0, 1)
+
+    return arrange
+
+
+def _jacobians(problem: Problem, side: _Side, chosen: range) -> dict[str, Callable[[], Jacobian]]:
+    """Per-sample gradients of the chosen outputs for every parameter that is used, made when asked for."""
+    size = len(side.outputs)
+    edges = [use.call.edge for use in side.uses]
+    by_output: list[tuple[Tensor | None, ...]] = []
+    for output in chosen:
+        seed = torch.zeros_like(side.outputs)
+        seed[:, output] = 1.0
+        by_output.append(gradients(side.outputs, edges, seed) if edges else ())
+    by_use = list(zip(*by_output, strict=True))
+    pieces: dict[str, list[Callable[[], Jacobian]]] = {}
+    for use, found in zip(side.uses, by_use, strict=True):
+        if any(gradient is None for gradient in found):
+            continue
+        arranged = [use.arrange(gradient) for gradient in found if gradient is not None]
+        for role, name in use.call.names.items():
+            contribution = use.contributions[role]
+
+            def piece(contribution: Contribution = contribution, arranged: list[Tensor] = arranged) -> Jacobian:
+                return _stack([contribution(gradient) for gradient in arranged], size, problem.dtype)
+
+            pieces.setdefault(name, []).append(piece)
+    rest = _rest(problem, side, chosen)
+    for name, rows in rest.items():
+        pieces.setdefault(name, []).append(lambda rows=rows: rows)
+    return {name: lambda made=made: _together([piece() for piece in made]) for name, made in pieces.items()}
+
+
+def _stack(found: list[Outer | Tensor], size: int, dtype: torch.dtype) -> Jacobian:
+    """Contributions [B = N · F, ...] of K outputs as one Jacobian over N samples."""
+    outer = [one for one in found if isinstance(one, Outer)]
+    if outer:
+        left = torch.stack([one.left for one in outer]).to(dtype)
+        right = outer[0].right if outer[0].classes else outer[0].right.to(dtype)
+        left = left.reshape(len(outer), size, -1, left.shape[-1])
+        return Factors(left, right.reshape(size, -1, *right.shape[2:]), outer[0].classes)
+    rows = torch.stack([one for one in found if isinstance(one, Tensor)]).to(dtype)
+    return Rows(rows.reshape(len(found), size, -1, rows.shape[-1]).sum(2))
+
+
+def _together(pieces: list[Jacobian]) -> Jacobian:
+    """Several uses of one parameter: their gradients are summed before the product."""
+    if len(pieces) == 1:
+        return pieces[0]
+    factors = [piece for piece in pieces if isinstance(piece, Factors)]
+    if len(factors) == len(pieces) and len({piece.classes for piece in factors}) == 1:
+        left = torch.cat([piece.left for piece in factors], 2)
+        return Factors(left, torch.cat([piece.right for piece in factors], 1), factors[0].classes)
+    rows = [piece.rows() if isinstance(piece, Factors) else piece for piece in pieces]
+    return Rows(torch.stack([row.values for row in rows]).sum(0))
+
+
+def _rest(problem: Problem, side: _Side, chosen: range) -> dict[str, Rows]:
+    """Rows of the Jacobian by plain autograd, for uses of parameters that no rule knows."""
+    if not side.rest:
+        return {}
+    size = len(side.outputs)
+    leaves = [problem.parameters[name] for name in side.rest]
+    rows = [leaf.new_zeros(len(chosen), size, leaf.numel(), dtype=problem.dtype) for leaf in leaves]
+    for position, output in enumerate(chosen):
+        for sample in range(size):
+            seed = torch.zeros_like(side.outputs)
+            seed[sample, output] = 1.0
+            for row, gradient in zip(rows, gradients(side.outputs, leaves, seed), strict=True):
+                if gradient is not None:
+                    row[position, sample] = gradient.flatten()
+    return {name: Rows(row) for name, row in zip(side.rest, rows, strict=True)}

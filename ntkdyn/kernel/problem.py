@@ -1,0 +1,226 @@
+"""What an engine is given: the clone, the wanted parameters, the inputs; and how the clone is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import ConfigurationError, ShapeError, UnsupportedLayer
+
+Forward = Callable[[nn.Module, Any], Tensor]
+
+ROOT = "<root>"
+
+
+@dataclass(kw_only=True)
+class Problem:
+    """One kernel to compute.
+
+    Attributes:
+        model: structural clone; engines may do with it what they like.
+        parameters: wanted leaves of the clone by dotted name.
+        keys: name of a parameter -> name of the block that its contribution is added to.
+        inputs, inputs_2: pytrees; inputs_2 is None for the symmetric kernel.
+        sizes: numbers of samples (N1, N2).
+        forward: forward(model, inputs) -> outputs.
+        reduce: "trace", "each" or "full".
+        dtype: precision of the blocks.
+        cast_inputs: floating inputs are brought to dtype as well.
+        train_mode: names of layers that may run in training mode.
+        outputs: number of outputs C; known after the first run.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    keys: Mapping[str, str]
+    inputs: Any
+    inputs_2: Any
+    sizes: tuple[int, int]
+    forward: Forward
+    reduce: str
+    dtype: torch.dtype
+    cast_inputs: bool
+    train_mode: frozenset[str]
+    outputs: int = field(default=0, init=False)
+    running: list[str] = field(default_factory=list, init=False)
+
+    @property
+    def layer(self) -> str:
+        """Dotted name of the module that runs just now."""
+        return (self.running[-1] if self.running else "") or ROOT
+
+    def run(self, side: int, *modes: TorchFunctionMode) -> Tensor:
+        """Outputs [N, C] of one side, with their graph; modes watch the calls."""
+        inputs = self.inputs if side == 0 else self.inputs_2
+        # Copies, because a network whose first layer works in place would otherwise change the caller's tensors.
+        with _plain_autograd(self.model), ExitStack() as stack:
+            copies = tree_map_only(Tensor, self._copy, inputs)
+            for handle in self._name_running_layers():
+                stack.callback(handle.remove)
+            stack.callback(self.running.clear)
+            for mode in (RefuseCoupling(self), *modes):
+                stack.enter_context(mode)
+            outputs = self.forward(self.model, copies)
+        return self._flat(outputs, side)
+
+    def _name_running_layers(self) -> Iterator[RemovableHandle]:
+        for name, module in self.model.named_modules():
+
+            def enter(_: nn.Module, __: Any, name: str = name) -> None:
+                self.running.append(name)
+
+            def leave(*_: Any) -> None:
+                self.running.pop()
+
+            yield module.register_forward_pre_hook(enter)
+            yield module.register_forward_hook(leave)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        copy = tensor.detach().clone()
+        return copy.to(self.dtype) if self.cast_inputs and copy.is_floating_point() else copy
+
+    def _flat(self, outputs: Any, side: int) -> Tensor:
+        size = self.sizes[side]
+        if not isinstance(outputs, Tensor):
+            raise ShapeError(
+                f"the forward pass returned {type(outputs).__name__}; expected a tensor [N, ...] or an object with "
+                f".logits; give forward=lambda model, inputs: ..."
+            )
+        if not outputs.is_floating_point():
+            raise ShapeError(f"the outputs have dtype {outputs.dtype}; expected real floating outputs")
+        if outputs.dim() == 0 or outputs.shape[0] != size or outputs.numel() == 0:
+            raise ShapeError(f"the outputs have shape {tuple(outputs.shape)}; expected {size} samples on axis 0")
+        if not outputs.requires_grad:
+            raise ConfigurationError(
+                "the outputs do not depend on the model's parameters; forward must call the model that it is given, "
+                "with gradients enabled"
+            )
+        flat = outputs.reshape(size, -1)
+        if self.outputs and flat.shape[1] != self.outputs:
+            raise ShapeError(f"x1 gives {self.outputs} outputs a sample, x2 gives {flat.shape[1]}; expected the same")
+        self.outputs = flat.shape[1]
+        return flat
+
+
+def default_forward(model: nn.Module, inputs: Any) -> Tensor:
+    """Outputs of model(inputs): the tensor itself, or its .logits."""
+    outputs = model(inputs)
+    # Problem.run refuses what is no tensor.
+    return outputs if isinstance(outputs, Tensor) else cast(Tensor, getattr(outputs, "logits", outputs))
+
+
+def sample_count(inputs: Any, name: str) -> int:
+    """Samples on axis 0 of every tensor of a pytree."""
+    shapes = [tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if not shapes:
+        raise ShapeError(f"{name} holds no tensor; expected a tensor, or a pytree of tensors, with samples on axis 0")
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) > 1 or 0 in sizes:
+        found = ", ".join(map(str, shapes))
+        raise ShapeError(
+            f"{name} has tensors of shape {found}; expected the same number of samples, at least 1, on axis 0"
+        )
+    return sizes.pop()
+
+
+def refuse_coupled_layers(model: nn.Module, allowed: frozenset[str]) -> None:
+    """Raise UnsupportedLayer for a layer whose output is random, or depends on the other samples."""
+    for name, module in model.named_modules():
+        if name in allowed:
+            continue
+        reason = ""
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            reason = "normalizes by the statistics of the batch"
+        elif module.training and isinstance(module, _DropoutNd | nn.RReLU) and getattr(module, "p", 1.0) > 0:
+            reason = "is random"
+        elif module.training and isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0:
+            reason = "drops units at random"
+        if reason:
+            raise UnsupportedLayer(coupled_message(name, type(module).__name__, reason))
+
+
+def coupled_message(name: str, kind: str, reason: str) -> str:
+    """The one line with which a layer in training mode is refused."""
+    return (
+        f"layer {name or ROOT!r} ({kind}) {reason}; the kernel needs one function of each sample; "
+        f"call model.eval() first, or allow it by train_mode=[{name!r}]"
+    )
+
+
+# Functions that are random, or couple samples, in training mode: name of the flag's position among the arguments.
+_TRAINING_FLAGS: Mapping[Any, int] = {
+    functional.dropout: 2,
+    functional.alpha_dropout: 2,
+    functional.dropout1d: 2,
+    functional.dropout2d: 2,
+    functional.dropout3d: 2,
+    functional.feature_alpha_dropout: 2,
+    torch.dropout: 2,
+    functional.rrelu: 3,
+    functional.batch_norm: 5,
+}
+# Those that are on unless told otherwise.
+_ON_BY_DEFAULT = {functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d}
+
+
+class RefuseCoupling(TorchFunctionMode):
+    """Raise UnsupportedLayer at a functional call that is random or couples samples, by the layer that makes it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self._problem = problem
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        position = _TRAINING_FLAGS.get(func)
+        if position is not None and (self._problem.running or [""])[-1] not in self._problem.train_mode:
+            default = func in _ON_BY_DEFAULT
+            flags = [kwargs[name] for name in ("training", "train") if name in kwargs]
+            active = flags[0] if flags else args[position] if len(args) > position else default
+            share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+            if active and not (isinstance(share, int | float) and share == 0):
+                name = str(getattr(func, "__name__", func))
+                reason = "normalizes by the statistics of the batch" if "norm" in name else "is random"
+                raise UnsupportedLayer(coupled_message((self._problem.running or [""])[-1], name, reason))
+        return func(*args, **kwargs)
+
+
+def gradients(outputs: Tensor, inputs: Sequence[Tensor | GradientEdge], seed: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of Σ seed · outputs; None where the outputs do not depend on an input; the graph stays."""
+    try:
+        return torch.autograd.grad(outputs, inputs, seed, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise UnsupportedLayer(
+            "the network changes in place what its own backward pass needs, so that it has no gradient; "
+            "remove the in-place operation that torch.autograd.set_detect_anomaly(True) points to"
+        ) from error
+
+
+@contextmanager
+def _plain_autograd(model: nn.Module) -> Iterator[None]:
+    # Whatever the caller has switched: gradients on, inference mode and autocast off, and her random state unchanged.
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.random.fork_rng(devices=devices),
+    ):
+        yield

@@ -1,0 +1,38 @@
+"""Engine "reference": plain autograd, one row of the Jacobian at a time; slow, obviously right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .problem import Problem, gradients
+
+
+def blocks(problem: Problem) -> dict[str, Tensor]:
+    """Blocks of the kernel by key, from the whole Jacobian; memory N·C·P."""
+    jacobian_1 = _jacobian(problem, 0)
+    jacobian_2 = jacobian_1 if problem.inputs_2 is None else _jacobian(problem, 1)
+    result: dict[str, Tensor] = {}
+    for name, key in problem.keys.items():
+        block = _product(jacobian_1[name].double(), jacobian_2[name].double(), problem.reduce)
+        result[key] = result[key] + block if key in result else block
+    return {key: block.to(problem.dtype) for key, block in result.items()}
+
+
+def _jacobian(problem: Problem, side: int) -> dict[str, Tensor]:
+    # [N, C, P] per parameter; the rows are those of the whole batch, so that a network in which samples depend on each
+    # other gets the Jacobian of the function that was asked for.
+    outputs = problem.run(side)
+    leaves = list(problem.parameters.values())
+    rows: list[list[Tensor]] = [[] for _ in leaves]
+    for seed in torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device):
+        found = gradients(outputs, leaves, seed.view(outputs.shape))
+        for row, leaf, gradient in zip(rows, leaves, found, strict=True):
+            row.append(torch.zeros_like(leaf).flatten() if gradient is None else gradient.flatten())
+    shape = (*outputs.shape, -1)
+    return {name: torch.stack(row).view(shape) for name, row in zip(problem.parameters, rows, strict=True)}
+
+
+def _product(jacobian_1: Tensor, jacobian_2: Tensor, reduce: str) -> Tensor:
+    equation = {"trace": "ncp,mcp->nm", "each": "ncp,mcp->cnm", "full": "ncp,mdp->nmcd"}[reduce]
+    return torch.einsum(equation, jacobian_1, jacobian_2)
