@@ -80,6 +80,12 @@ def panels(figure: Figure, count: int, *, height: float = 1.75, legend: float = 
     return list(figure.subplots(count, 1, squeeze=False)[:, 0])
 
 
+def stacked(figure: Figure, heights: Sequence[float], *, legend: float = 0.35) -> list[Axes]:
+    """Return axes stacked in ``figure`` with these heights in inches."""
+    figure.set_size_inches(WIDTH, sum(heights) + legend)
+    return list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights))[:, 0])
+
+
 def png(figure: Figure) -> bytes:
     """Return the figure as PNG, the same bytes for the same figure."""
     return _rendered(figure, "png", {"Software": None})
@@ -187,6 +193,39 @@ def draw_points(x: ArrayLike, y: ArrayLike, *, ax: Axes | None = None, label: st
         alpha=0.85,
         label=label or None,
     )[0]
+
+
+def draw_rows(
+    names: Sequence[str],
+    mean: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    *,
+    ax: Axes | None = None,
+    label: str = "",
+    index: int = 0,
+    of: int = 1,
+) -> Artist:
+    """Draw one named row an entry, first on top, with its interval; ``of`` series share each row side by side."""
+    ax = _axes(ax)
+    center, below, above = (np.asarray(column, dtype=np.float64) for column in (mean, low, high))
+    rows = len(names) - 1 - np.arange(len(names)) - (index - (of - 1) / 2) * 0.5 / max(of, 1)
+    spread = np.maximum(np.nan_to_num(np.stack([center - below, above - center]), nan=0.0), 0)
+    there = np.isfinite(center)
+    drawn = ax.errorbar(
+        center[there],
+        rows[there],
+        xerr=spread[:, there],
+        color=COLORS[index % len(COLORS)],
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle="none",
+        capsize=1.5,
+        elinewidth=0.8,
+        label=label or None,
+    )
+    ax.set_yticks(range(len(names)), list(reversed(list(names))))
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    return drawn[0]
 
 
 def draw_matrix(

@@ -1,0 +1,143 @@
+"""What a sweep of the nonlinear-advantage protocol holds: its arms by task, survivor rule and start epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..results import Sweep
+
+NEEDED = ("task", "intervention", "start_epoch", "survivors", "mask", "budget", "data_order", "test_accuracy")
+
+DESIGN = ("task", "intervention", "start_epoch", "survivors", "mask", "budget", "data_order")
+"""Settings that the protocol itself varies; any other varied setting splits the arms into lines of their own."""
+
+PRIMARY = "common"
+"""Survivor rule of the primary comparison: survivors at one slope are matched by design, the others are not."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Arms that differ in start epoch and seed only."""
+
+    label: str
+    primary: bool
+    rows: pd.DataFrame
+    survivors: str
+    others: Mapping[str, str]
+
+    def values(self, measure: str, starts: Sequence[float], seeds: Sequence[int]) -> NDArray[np.float64]:
+        """Return a result [start, seed], NaN where there is no such arm or it diverged."""
+        return pivot(self.rows, measure, starts, seeds)
+
+
+def need(sweep: Sweep) -> str | None:
+    """Return why a sweep holds no linearized arms, None where it does."""
+    table = sweep.table
+    missing = [name for name in NEEDED if name not in table]
+    if missing:
+        return f"the sweep has no column {', '.join(missing)}; this study needs a sweep of nonlinear-advantage"
+    if not (table["intervention"] == "linearize").any():
+        return "the sweep has no linearized arm; sweep over start_epoch with intervention=linearize"
+    return None
+
+
+def tasks(sweep: Sweep) -> list[str]:
+    """Return the tasks that have linearized arms."""
+    table = sweep.table
+    return sorted({str(task) for task in table.loc[table["intervention"] == "linearize", "task"]})
+
+
+def select(sweep: Sweep, **settings: Any) -> pd.DataFrame:
+    """Return the rows of the table with these settings, accuracies of diverged runs as NaN, in percent."""
+    table = sweep.table
+    chosen = np.ones(len(table), dtype=bool)
+    for name, value in settings.items():
+        chosen &= (table[name] == value).to_numpy()
+    rows = table[chosen].copy()
+    failed = rows["diverged"].fillna(0).to_numpy(dtype=float) > 0 if "diverged" in rows else np.zeros(len(rows), bool)
+    for name in ("test_accuracy", "dense_accuracy"):
+        if name in rows:
+            rows[name] = np.where(failed & (name == "test_accuracy"), np.nan, 100 * rows[name].to_numpy(dtype=float))
+    return rows
+
+
+def lines(sweep: Sweep, task: str, **settings: Any) -> list[Line]:
+    """Return the lines of a task, the primary one first; by default learned masks and equal total epochs."""
+    wanted = {"intervention": "linearize", "mask": "learned", "budget": "total"} | settings
+    rows = select(sweep, task=task, **wanted)
+    others = _varied(sweep, rows)
+    found = []
+    for key, part in rows.groupby([rows[name].astype(str) for name in ("survivors", *others)], sort=True):
+        survivors, rest = key[0], dict(zip(others, key[1:], strict=True))
+        words = [f"survivors {survivors}", *(f"{name} = {value}" for name, value in rest.items())]
+        found.append(Line(", ".join(words), survivors == PRIMARY, part, survivors, rest))
+    if found and not any(line.primary for line in found):
+        found[0] = replace(found[0], primary=True)
+    # One primary comparison: of several primary lines (another setting is varied) only the first is.
+    first = next((place for place, line in enumerate(found) if line.primary), 0)
+    ordered = [*found[first : first + 1], *found[:first], *found[first + 1 :]]
+    return [replace(line, primary=place == 0) for place, line in enumerate(ordered)]
+
+
+def like(sweep: Sweep, task: str, line: Line, **settings: Any) -> pd.DataFrame:
+    """Return the linearized arms of a task that share a line's other settings; ``settings`` override the protocol's."""
+    rows = select(sweep, **({"task": task, "intervention": "linearize", "survivors": line.survivors} | settings))
+    for name, value in line.others.items():
+        rows = rows[rows[name].astype(str) == value]
+    return rows
+
+
+def starts_of(rows: Sequence[Line]) -> list[float]:
+    """Return the start epochs of some lines in order."""
+    return sorted({float(start) for line in rows for start in line.rows["start_epoch"]})
+
+
+def seeds_of(sweep: Sweep) -> list[int]:
+    """Return the seeds of a sweep in order."""
+    return sorted({int(seed) for seed in sweep.table["seed"]})
+
+
+def pivot(rows: pd.DataFrame, measure: str, starts: Sequence[float], seeds: Sequence[int]) -> NDArray[np.float64]:
+    """Return a result [start, seed] of rows, NaN where there is none."""
+    values = np.full((len(starts), len(seeds)), np.nan)
+    if measure in rows:
+        for start, seed, value in zip(rows["start_epoch"], rows["seed"], rows[measure], strict=True):
+            if float(start) in starts and int(seed) in seeds:
+                values[list(starts).index(float(start)), list(seeds).index(int(seed))] = value
+    return values
+
+
+def reference(sweep: Sweep, task: str, intervention: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+    """Return the final accuracy [seed] of the dense ("none") or the fully linear ("linear") network."""
+    rows = select(sweep, task=task, intervention=intervention, data_order=0)
+    rows = rows[rows["start_epoch"] == 0] if (rows["start_epoch"] == 0).any() else rows
+    values = np.full(len(seeds), np.nan)
+    for seed, value in zip(rows["seed"], rows["test_accuracy"], strict=True):
+        if int(seed) in seeds:
+            values[list(seeds).index(int(seed))] = value
+    return values
+
+
+def trunk_run(sweep: Sweep, run: str) -> str | None:
+    """Return the name of the trunk that a run branches from, None where it has none."""
+    try:
+        return sweep.trunk_of(run)
+    except (KeyError, LookupError, ValueError):
+        return None
+
+
+def _varied(sweep: Sweep, rows: pd.DataFrame) -> list[str]:
+    if rows.empty:
+        return []
+    keys: set[str] = set()
+    config: Mapping[str, Any] = sweep.runs[str(rows["run"].iloc[0])].config
+    keys.update(config)
+    return sorted(name for name in keys if name in rows and name not in DESIGN and rows[name].astype(str).nunique() > 1)

@@ -1,0 +1,253 @@
+"""What the advantage needs: learned or random mask, weights or mask, which budget, which survivors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import plots
+from . import arms
+from .recorded import Datasets, variable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from ..results import Sweep
+
+MEASURES = {
+    "test_accuracy": ("percent", "final test accuracy"),
+    "active_units": ("units", "active units"),
+    "weighted_units": ("units", "units weighted by |1 - slope|"),
+    "survivor_nonlinearity": ("1", "mean |1 - slope| of the survivors"),
+    "napl": ("units per path", "normalized average path length"),
+    "weighted_napl": ("units per path", "normalized average path length weighted by |1 - slope|"),
+}
+
+CONTRASTS = (
+    ("learned: late - early", "learned, late", "learned, early"),
+    ("random: late - early", "random, late", "random, early"),
+    ("late mask from start - learned early", "late mask, early", "learned, early"),
+    ("late path from start - learned early", "late path, early", "learned, early"),
+    ("learned late - late mask from start", "learned, late", "late mask, early"),
+    ("equal epochs after switch: late - early", "after switch, late", "after switch, early"),
+)
+
+INTERACTION = "learned - random of late - early"
+
+
+class Controls:
+    """Mask {learned, random} × start {early, late}, late mask and path from the start, budget and survivor rules."""
+
+    name = "controls"
+    title = "Controls"
+    reading = (
+        "Upper panel: final accuracy of each kind of arm, mean and 95 % interval; middle: differences paired by seed, "
+        "which exclude zero where their interval does; lower: mean |1 - slope| of the units that stay nonlinear: "
+        "matched count is not matched nonlinearity."
+    )
+    scope = "sweep"
+
+    def unavailable(self, source: Sweep, /) -> str | None:
+        """Need arms at two start epochs and at least one control."""
+        reason = arms.need(source)
+        if reason is not None:
+            return reason
+        for task in arms.tasks(source):
+            if len(_arms(source, task)) > 2:
+                return None
+        return "the sweep has no control arm; add arms with mask = random, late or late-path, or other survivors"
+
+    def measure(self, source: Sweep, /) -> xr.Dataset:
+        """Return results [task, arm, seed] and paired differences [task, contrast]."""
+        import xarray as xr
+
+        from ..analysis.advantage import interaction, mean_interval, paired_gap
+
+        names, seeds = arms.tasks(source), arms.seeds_of(source)
+        found = {task: _arms(source, task) for task in names}
+        labels = list(dict.fromkeys(label for parts in found.values() for label in parts))
+        measured = {measure: np.full((len(names), len(labels), len(seeds)), np.nan) for measure in MEASURES}
+        for i, task in enumerate(names):
+            for label, rows in found[task].items():
+                for measure, values in measured.items():
+                    values[i, labels.index(label)] = _by_seed(rows, measure, seeds)
+        accuracy = measured["test_accuracy"]
+        intervals = np.array(
+            [[_triple(mean_interval(accuracy[i, j])) for j in range(len(labels))] for i in range(len(names))]
+        )
+
+        def row(i: int, label: str) -> np.ndarray:
+            return accuracy[i, labels.index(label)] if label in labels else np.full(len(seeds), np.nan)
+
+        survivors = sorted({label.rsplit(",", 1)[0] for label in labels if label.startswith("survivors ")})
+        wanted = [*CONTRASTS, *((f"{rule}: late - early", f"{rule}, late", f"{rule}, early") for rule in survivors)]
+        contrasts: dict[str, list[tuple[float, ...]]] = {}
+        for i in range(len(names)):
+            for label, first, second in wanted:
+                a, b = row(i, first), row(i, second)
+                both = np.isfinite(a + b)
+                gap = paired_gap(a[both], b[both])
+                contrasts.setdefault(label, []).append((*_triple(gap), gap.n))
+            four = [row(i, f"{mask}, {start}") for mask in ("learned", "random") for start in ("late", "early")]
+            all_there = np.isfinite(sum(four))
+            gap = interaction(*(part[all_there] for part in four))
+            contrasts.setdefault(INTERACTION, []).append((*_triple(gap), gap.n))
+        kept = [label for label, rows in contrasts.items() if any(entry[3] for entry in rows)]
+        table = np.array([contrasts[label] for label in kept]).reshape(len(kept), len(names), 4).transpose(1, 0, 2)
+        return xr.Dataset(
+            {
+                **{
+                    name: variable(("task", "arm", "seed"), measured[name], *MEASURES[name])
+                    for name in MEASURES
+                    if np.isfinite(measured[name]).any()
+                },
+                **{
+                    f"accuracy_{name}": variable(
+                        ("task", "arm"), intervals[..., place], "percent", f"{name} of accuracy"
+                    )
+                    for place, name in enumerate(("mean", "low", "high"))
+                },
+                **{
+                    f"contrast_{name}": variable(
+                        ("task", "contrast"), table[..., place], unit, f"paired difference, {name}"
+                    )
+                    for place, (name, unit) in enumerate(
+                        (
+                            ("mean", "percentage points"),
+                            ("low", "percentage points"),
+                            ("high", "percentage points"),
+                            ("n", "seeds"),
+                        )
+                    )
+                },
+            },
+            coords={
+                "task": ("task", names),
+                "arm": ("arm", labels),
+                "contrast": ("contrast", kept),
+                "seed": ("seed", seeds),
+            },
+        )
+
+    def sentences(self, datasets: Datasets, /) -> list[str]:
+        """Say every contrast with its interval, and how nonlinear the matched arms are."""
+        lines = []
+        for dataset in datasets.values():
+            for task in dataset["task"].values:
+                one = dataset.sel(task=task)
+                for contrast in dataset["contrast"].values:
+                    entry = one.sel(contrast=contrast)
+                    mean, low, high = (float(entry[f"contrast_{name}"]) for name in ("mean", "low", "high"))
+                    n = int(entry["contrast_n"])
+                    if n < 1:
+                        continue
+                    interval = f"95 % interval {low:.1f} to {high:.1f}, n = {n}" if n > 1 else "one seed, no interval"
+                    lines.append(f"{task}, {contrast}: {mean:+.1f} points ({interval}).")
+                lines += _nonlinearity(one, str(task))
+        if lines:
+            lines.append("Matched count is not matched nonlinearity: compare the weighted numbers of two arms first.")
+        return lines
+
+    def draw(self, figure: Figure, datasets: Datasets, /) -> None:
+        """Draw accuracies, contrasts and nonlinearity; a color and marker a task."""
+        dataset = next(iter(datasets.values()))
+        labels, contrasts = list(dataset["arm"].values), list(dataset["contrast"].values)
+        rows = [len(labels), max(len(contrasts), 1), len(labels)]
+        lower = "survivor_nonlinearity" in dataset
+        axes = plots.stacked(figure, [0.13 * count + 0.42 for count in rows[: 3 if lower else 2]])
+        for index, task in enumerate(dataset["task"].values):
+            one = dataset.sel(task=task)
+            plots.draw_rows(
+                labels,
+                *(one[f"accuracy_{name}"].values for name in ("mean", "low", "high")),
+                ax=axes[0],
+                label=f"task {task}",
+                index=index,
+                of=dataset.sizes["task"],
+            )
+            plots.draw_rows(
+                contrasts,
+                *(one[f"contrast_{name}"].values for name in ("mean", "low", "high")),
+                ax=axes[1],
+                label=f"task {task}",
+                index=index,
+                of=dataset.sizes["task"],
+            )
+            if lower:
+                values = one["survivor_nonlinearity"].values
+                mean = np.array([row[np.isfinite(row)].mean() if np.isfinite(row).any() else np.nan for row in values])
+                plots.draw_rows(
+                    labels, mean, mean, mean, ax=axes[2], label=f"task {task}", index=index, of=dataset.sizes["task"]
+                )
+        axes[0].set_xlabel("final test accuracy (%)")
+        axes[1].axvline(0, color=plots.GRAY, linewidth=0.8)
+        axes[1].set_xlabel("difference (percentage points)")
+        if lower:
+            axes[2].set_xlabel("survivors' mean |1 - slope| (1)")
+        plots.finish(figure)
+
+
+def _arms(sweep: Sweep, task: str) -> dict[str, pd.DataFrame]:
+    """Rows of each kind of arm by a short label; early and late are the first and last start of the primary line."""
+    lines = arms.lines(sweep, task)
+    if not lines:
+        return {}
+    line = lines[0]
+    starts = arms.starts_of([line])
+    early, late = starts[0], starts[-1]
+
+    def rows(start: float, **settings: Any) -> pd.DataFrame:
+        found = arms.like(sweep, task, line, **settings)
+        return found[found["start_epoch"] == start]
+
+    wanted: dict[str, pd.DataFrame] = {}
+    for mask in ("learned", "random"):
+        for when, start in (("early", early), ("late", late)):
+            wanted[f"{mask}, {when}"] = rows(start, mask=mask, budget="total")
+    wanted["late mask, early"] = rows(early, mask="late", budget="total")
+    wanted["late path, early"] = rows(early, mask="late-path", budget="total")
+    wanted["after switch, early"] = rows(early, mask="learned", budget="after-switch")
+    after = rows(late, mask="learned", budget="after-switch")
+    # At the latest start both budget rules are the same training, so a plan need not run it twice.
+    same = len(wanted["after switch, early"]) > 0 and after.empty
+    wanted["after switch, late"] = wanted["learned, late"] if same else after
+    for other in lines[1:]:
+        if dict(other.others) == dict(line.others):
+            for when, start in (("early", early), ("late", late)):
+                wanted[f"survivors {other.survivors}, {when}"] = other.rows[other.rows["start_epoch"] == start]
+    dense = arms.select(sweep, task=task, intervention="none", data_order=0)
+    wanted["ReLU network"] = dense[dense["start_epoch"] == 0]
+    wanted["linear network"] = arms.select(sweep, task=task, intervention="linear")
+    return {label: found for label, found in wanted.items() if len(found)}
+
+
+def _by_seed(rows: pd.DataFrame, measure: str, seeds: list[int]) -> np.ndarray:
+    values = np.full(len(seeds), np.nan)
+    if measure in rows:
+        for seed, value in zip(rows["seed"], rows[measure], strict=True):
+            if int(seed) in seeds:
+                values[seeds.index(int(seed))] = value
+    return values
+
+
+def _triple(interval: Any) -> tuple[float, float, float]:
+    return interval.mean, interval.low, interval.high
+
+
+def _nonlinearity(dataset: xr.Dataset, task: str) -> list[str]:
+    """Counts, weighted counts and path lengths of the arms, one line an arm."""
+    lines = []
+    names = [name for name in MEASURES if name in dataset and name != "test_accuracy"]
+    for arm in dataset["arm"].values:
+        words = []
+        for name in names:
+            values = dataset[name].sel(arm=arm).values
+            values = values[np.isfinite(values)]
+            if len(values):
+                words.append(f"{MEASURES[name][1]} {values.mean():.3g}")
+        if words:
+            lines.append(f"{task}, {arm}: {', '.join(words)}.")
+    return lines

@@ -1,0 +1,198 @@
+"""Whether the kernel's drift goes with the accuracy of arms, beside what the start epoch alone gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import plots
+from . import arms
+from .recorded import KERNEL_NEED, Datasets, kernel_sets, path_of, trace_kernels, variable
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from ..results import Run, Sweep
+
+DRIFTS = {
+    "remaining": "the trunk's remaining drift S(K_t0, K_T)",
+    "own": "the branch's own drift S(K_t0, K_T)",
+    "ramp": "the branch's drift during the ramp S(K_t0, K_t0+R)",
+    "after": "the branch's drift after the ramp S(K_t0+R, K_T)",
+    "apart": "the branch's distance to the trunk's end",
+}
+
+NUMBERS = {
+    "pooled": "Spearman correlation over all arms",
+    "start_only": "Spearman correlation of the start epoch alone",
+    "within": "correlation of ranks within start epochs",
+    "p_within": "permutation p of the correlation within start epochs",
+    "power": "power within start epochs for a correlation of 0.3",
+}
+
+
+class DriftGap:
+    """Remaining drift of the kernel against the final accuracy of the arms, with its baselines."""
+
+    name = "drift-gap"
+    title = "Kernel drift against final accuracy"
+    reading = (
+        "Each point is one arm, centered kernel distances on the test probe set; points of one start epoch share a "
+        "marker: a trend across markers alone is what the start epoch gives by itself, only a trend within one marker "
+        "would tie accuracy to the drift."
+    )
+    scope = "sweep"
+
+    def unavailable(self, source: Sweep, /) -> str | None:
+        """Need linearized arms whose trunks have recorded kernels."""
+        reason = arms.need(source)
+        if reason is not None:
+            return reason
+        for task in arms.tasks(source):
+            for name in arms.lines(source, task)[0].rows["run"]:
+                trunk = arms.trunk_run(source, str(name))
+                if trunk is not None and trunk in source.runs and kernel_sets(source.runs[trunk]):
+                    return None
+        return f"no arm has a trunk with kernels: {KERNEL_NEED}"
+
+    def measure(self, source: Sweep, /) -> xr.Dataset:
+        """Return drifts [task, set, arm], accuracies [task, arm] and relations [task, set, drift] of primary arms."""
+        import xarray as xr
+
+        names = arms.tasks(source)
+        parts = [_measure_task(source, task) for task in names]
+        joined = xr.concat(
+            parts, dim="task", join="outer", coords="minimal", compat="override", combine_attrs="override"
+        )
+        return joined.assign_coords(task=("task", names))
+
+    def sentences(self, datasets: Datasets, /) -> list[str]:
+        """Say each correlation with its baselines, or that it cannot be judged."""
+        from ..analysis.advantage import relation
+
+        lines = []
+        for dataset in datasets.values():
+            for task in dataset["task"].values:
+                for probe_set in dataset["set"].values:
+                    one = dataset.sel(task=task, set=probe_set)
+                    where = f"{task}, probe set {probe_set}" if probe_set else str(task)
+                    for drift, text in (*DRIFTS.items(), ("dense_accuracy", "dense accuracy at t0")):
+                        if drift not in one or not np.isfinite(one[drift].values).any():
+                            continue
+                        found = relation(one["start_epoch"], one["seed"], one[drift], one["accuracy"], permutations=0)
+                        numbers = one.sel(drift=drift)
+                        if found.pooled_note:
+                            lines.append(f"{where}: {found.pooled_note}.")
+                            break
+                        within = found.within_note or (
+                            f"within start epochs {float(numbers['within']):+.2f} "
+                            f"(permutation p = {float(numbers['p_within']):.3f}, power for 0.3: "
+                            f"{float(numbers['power']):.0%})"
+                        )
+                        lines.append(
+                            f"{where}, {text} against final accuracy of {found.arms} arms: Spearman "
+                            f"{float(numbers['pooled']):+.2f}; the start epoch alone gives "
+                            f"{float(numbers['start_only']):+.2f}; {within}."
+                        )
+        return lines
+
+    def draw(self, figure: Figure, datasets: Datasets, /) -> None:
+        """Draw the trunk's remaining drift and the branch's own drift against accuracy, two panels a task."""
+        dataset = next(iter(datasets.values()))
+        probe_set = "test" if "test" in dataset["set"].values else dataset["set"].values[0]
+        drifts = [name for name in ("remaining", "own") if np.isfinite(dataset[name].values).any()]
+        places = [(task, drift) for task in dataset["task"].values for drift in drifts]
+        axes = plots.panels(figure, len(places), height=1.7)
+        starts = np.unique(dataset["start_epoch"].values[np.isfinite(dataset["start_epoch"].values)])
+        for ax, (task, drift) in zip(axes, places, strict=True):
+            one = dataset.sel(task=task, set=probe_set)
+            for index, start in enumerate(starts):
+                here = one["start_epoch"].values == start
+                plots.draw_points(
+                    one[drift].values[here], one["accuracy"].values[here], ax=ax, label=f"t0 = {start:g}", index=index
+                )
+            ax.set_xlabel(f"{DRIFTS[drift]} (1)")
+            ax.set_ylabel("test accuracy (%)")
+            ax.set_title(f"task: {task}", loc="left")
+        plots.finish(figure, columns=4)
+
+
+def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
+    import xarray as xr
+
+    from ..analysis.advantage import relation
+
+    line = arms.lines(sweep, task)[0]
+    rows = line.rows.sort_values(["start_epoch", "seed"], kind="stable")
+    trunk_kernels: dict[tuple[str, str], NDArray[np.float64]] = {}
+    sets: list[str] = []
+    columns: list[dict[str, dict[str, float]]] = []
+    for name, start in zip(rows["run"], rows["start_epoch"], strict=True):
+        trunk_name = arms.trunk_run(sweep, str(name))
+        trunk = sweep.runs[trunk_name] if trunk_name is not None and trunk_name in sweep.runs else None
+        found = {}
+        for probe_set in kernel_sets(trunk) if trunk is not None else []:
+            key = (str(trunk_name), probe_set)
+            if key not in trunk_kernels:
+                trunk_kernels[key] = trace_kernels(trunk, probe_set)
+            found[probe_set] = _drifts(sweep.runs[str(name)], trunk, trunk_kernels[key], probe_set, float(start))
+        sets += [probe_set for probe_set in found if probe_set not in sets]
+        columns.append(found)
+    starts, seeds = rows["start_epoch"].to_numpy(dtype=float), rows["seed"].to_numpy(dtype=int)
+    accuracy = rows["test_accuracy"].to_numpy(dtype=float)
+    dense = rows["dense_accuracy"].to_numpy(dtype=float) if "dense_accuracy" in rows else np.full(len(rows), np.nan)
+    values = {
+        drift: np.array([[column.get(s, {}).get(drift, np.nan) for column in columns] for s in sets])
+        for drift in DRIFTS
+    }
+    rivals = [*DRIFTS, "dense_accuracy"]
+    relations = np.full((len(NUMBERS), len(sets), len(rivals)), np.nan)
+    for i in range(len(sets)):
+        for j, drift in enumerate(rivals):
+            column = dense if drift == "dense_accuracy" else values[drift][i]
+            found_relation = relation(starts, seeds, column, accuracy)
+            relations[:, i, j] = [getattr(found_relation, number) for number in NUMBERS]
+    return xr.Dataset(
+        {
+            **{drift: variable(("set", "arm"), values[drift], "1", f"centered, {DRIFTS[drift]}") for drift in DRIFTS},
+            "accuracy": variable("arm", accuracy, "percent", "final test accuracy"),
+            "dense_accuracy": variable("arm", dense, "percent", "test accuracy of the dense network at t0"),
+            **{
+                number: variable(("set", "drift"), relations[place], "1", text)
+                for place, (number, text) in enumerate(NUMBERS.items())
+            },
+        },
+        coords={
+            "set": ("set", sets),
+            "drift": ("drift", rivals),
+            "arm": ("arm", [f"t0 = {start:g}, seed {seed}" for start, seed in zip(starts, seeds, strict=True)]),
+            "start_epoch": ("arm", starts, {"units": "epoch"}),
+            "seed": ("arm", seeds),
+        },
+    )
+
+
+def _drifts(arm: Run, trunk: Run, trunk_kernels: NDArray[np.float64], probe_set: str, start: float) -> dict[str, float]:
+    """Centered distances of one arm on one probe set; those of the branch only where it recorded kernels."""
+    from ..analysis import kernel_distance_centered
+
+    group = path_of("ntk", probe_set, "")
+    at_start = int(np.argmin(np.abs(np.asarray(trunk.epochs(group)) - start)))
+    found = {"remaining": float(kernel_distance_centered(trunk_kernels[at_start], trunk_kernels[-1]))}
+    if probe_set not in kernel_sets(arm):
+        return found
+    kernels = trace_kernels(arm, probe_set)
+    if len(kernels) < 2:
+        return found
+    found["own"] = float(kernel_distance_centered(kernels[0], kernels[-1]))
+    found["apart"] = float(kernel_distance_centered(kernels[-1], trunk_kernels[-1]))
+    if len(kernels) > 2:
+        ramped = start + float(arm.config.get("ramp_epochs", np.nan))
+        epochs = np.asarray(arm.epochs(group), dtype=float)
+        middle = int(np.argmin(np.abs(epochs - ramped))) if np.isfinite(ramped) else 1
+        found["ramp"] = float(kernel_distance_centered(kernels[0], kernels[middle]))
+        found["after"] = float(kernel_distance_centered(kernels[middle], kernels[-1]))
+    return found

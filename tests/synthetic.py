@@ -1,0 +1,212 @@
+"""Made-up runs and sweeps with the reading interface of the real ones, and known answers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ntkdyn.probe import Field
+
+GATES = {"trunk.1": 6, "trunk.3": 4}
+
+
+@dataclass
+class Run:
+    """A run whose arrays stand in a dictionary; the step axis of a group is ``group/step``."""
+
+    name: str
+    arrays: dict[str, np.ndarray]
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    results: dict[str, float] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    steps_per_epoch: int | None = 4
+
+    def groups(self) -> list[str]:
+        return sorted({name.removesuffix("/step") for name in self.arrays if name.endswith("/step")})
+
+    def names(self) -> list[str]:
+        return [name for name in self.arrays if not name.endswith("/step")]
+
+    def sets(self, probe: str) -> list[str]:
+        found = [
+            group.split("/", 1)[1] if "/" in group else "" for group in self.groups() if group.split("/")[0] == probe
+        ]
+        return found
+
+    def steps(self, group: str) -> np.ndarray:
+        return self.arrays[f"{group}/step" if f"{group}/step" in self.arrays else f"{group}/{self.sets(group)[0]}/step"]
+
+    def epochs(self, group: str) -> np.ndarray:
+        steps = self.steps(group).astype(float)
+        return steps / self.steps_per_epoch if self.steps_per_epoch else np.full(len(steps), np.nan)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def targets(self, probe_set: str) -> np.ndarray:
+        return self.arrays["/".join(part for part in ("probe_sets", probe_set, "targets") if part)]
+
+    def field(self, name: str) -> Field:
+        shape = self.arrays[name].shape[1:]
+        return Field(name=name, dims=("gate",), shape=shape, coordinates={"gate": list(GATES)})
+
+    def attributes(self, group: str) -> Mapping[str, Any]:
+        return {"always_active": {"head.gelu": "GELU"}, "uncounted": {"pool": "MaxPool2d"}} if group == "units" else {}
+
+
+def kernels(generator: np.random.Generator, snapshots: int, samples: int, *, rate: float = 0.4) -> np.ndarray:
+    """Positive kernels [S, N, N] that move smoothly from one random features to another."""
+    first, second = generator.standard_normal((2, samples, 3 * samples))
+    times = 1 - np.exp(-rate * np.arange(snapshots))
+    features = [(1 - time) * first + time * second + 1.0 for time in times]
+    return np.stack([matrix @ matrix.T / samples for matrix in features]).astype("f4")
+
+
+def run(
+    name: str = "run",
+    *,
+    seed: int = 0,
+    snapshots: int = 7,
+    samples: int = 10,
+    sets: tuple[str, ...] = ("train", "test"),
+    moving: bool = False,
+    steps_per_epoch: int | None = 4,
+    config: Mapping[str, Any] | None = None,
+    first: int = 0,
+) -> Run:
+    """A recorded run with all five probes; kernels are paired at dt = 1 step."""
+    generator = np.random.default_rng([seed, snapshots])
+    starts = first + 4 * np.arange(snapshots)
+    steps = np.sort(np.concatenate([starts, starts + 1]))
+    count = len(steps)
+    arrays: dict[str, np.ndarray] = {}
+    slopes = np.linspace(0, 1, count)[:, None] if moving else np.zeros((count, 1))
+    for probe_set in sets:
+
+        def path(probe: str, field: str, probe_set: str = probe_set) -> str:
+            return "/".join(part for part in (probe, probe_set, field) if part)
+
+        arrays[path("probe_sets", "targets")] = np.arange(samples) % 2
+        arrays[path("ntk", "step")] = arrays[path("outputs", "step")] = arrays[path("gates", "step")] = steps
+        arrays[path("ntk", "kernel")] = kernels(generator, count, samples)
+        arrays[path("outputs", "accuracy")] = np.linspace(0.1, 0.9, count)
+        arrays[path("outputs", "loss")] = np.linspace(2, 0.2, count)[:, None] * np.ones(samples)
+        for gate, channels in GATES.items():
+            spread = np.linspace(0.5, 1, channels)
+            arrays[path("gates", f"{gate}/slope")] = slopes * spread
+            arrays[path("gates", f"{gate}/frozen")] = slopes * spread >= 1
+            arrays[path("gates", f"{gate}/on_rate")] = generator.uniform(size=(count, channels))
+    arrays["units/step"] = arrays["path_length/step"] = steps
+    channels = np.array(list(GATES.values()))
+    arrays["units/active"] = np.tile(channels, (count, 1))
+    arrays["units/weighted"] = channels * (1 - 0.75 * slopes)
+    arrays["units/total"] = channels
+    for place, field_name in enumerate(("mean", "normalized", "weighted")):
+        arrays[f"path_length/{field_name}"] = np.linspace(2, 1, count) - 0.1 * place
+    shares = np.linspace(0, 1, count)
+    arrays["path_length/distribution"] = np.stack([0 * shares, shares, 1 - shares], axis=1)
+    manifest = {
+        "experiment": "nonlinear-advantage", "ntkdyn": "0.1.0", "torch": "2.13.0", "command": f"ntkdyn record {name}",
+        "status": "finished", "schedules": {"ntk": {"text": "paired", "dt": 1}},
+    }  # fmt: skip
+    return Run(name, arrays, dict(config or {}), seed, {}, manifest, steps_per_epoch)
+
+
+@dataclass
+class Sweep:
+    """A sweep in memory."""
+
+    name: str
+    runs: dict[str, Run]
+    kinds: dict[str, str]
+    parents: dict[str, str]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        rows = [
+            {"kind": self.kinds[name], "run": name, "seed": one.seed, **one.config, **one.results}
+            for name, one in self.runs.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def trunk_of(self, run: str) -> str:
+        return self.parents[run]
+
+
+DEFAULTS = {
+    "task": "sum10", "intervention": "linearize", "start_epoch": 0, "survivors": "common", "mask": "learned",
+    "budget": "total", "data_order": 0, "ramp_epochs": 1, "latest_start": 4, "strength": 4.0,
+}  # fmt: skip
+
+
+def sweep(
+    *,
+    seeds: int = 3,
+    starts: tuple[int, ...] = (0, 1, 2, 3, 4),
+    gaps: Mapping[str, float] = {"sum10": 15.0, "first": 0.0},  # noqa: B006
+    controls: bool = True,
+    samples: int = 10,
+    snapshots: int = 7,
+    diverged: frozenset[tuple[str, int, int]] = frozenset(),
+) -> Sweep:
+    """Trunks, arms and controls of two tasks: accuracy rises by ``gaps`` percentage points from first to last start."""
+    runs: dict[str, Run] = {}
+    kinds: dict[str, str] = {}
+    parents: dict[str, str] = {}
+
+    def add(kind: str, task: str, seed: int, accuracy: float, trunk: str | None, **settings: Any) -> str:
+        config = DEFAULTS | {"task": task} | settings
+        name = f"{kind}s/{len(runs):012x}/{seed}"
+        failed = (task, int(config["start_epoch"]), seed) in diverged and kind == "arm"
+        linear = config["intervention"] == "linearize"
+        one = run(
+            name.replace("/", "-"), seed=seed + 100 * (task == "first"), samples=samples, config=config,
+            snapshots=snapshots if kind == "trunk" or not linear else 2, moving=linear,
+            first=0 if kind == "trunk" or not linear else 4 * int(config["start_epoch"]),
+        )  # fmt: skip
+        one.seed = seed
+        late = config["start_epoch"] / max(starts)
+        one.results = {
+            "test_accuracy": float("nan") if failed else accuracy / 100,
+            "dense_accuracy": 0.5 + 0.3 * late,
+            "diverged": float(failed),
+            "active_units": 4.0,
+            "survivor_nonlinearity": 0.25,
+            "weighted_units": 1.0,
+            "napl": 0.6,
+            "weighted_napl": 0.15,
+        }
+        runs[name], kinds[name] = one, kind
+        if trunk is not None:
+            parents[name] = trunk
+        return name
+
+    generator = np.random.default_rng(5)
+    for task, gap in gaps.items():
+        for seed in range(seeds):
+            base = 30.0 + 60.0 * (task == "first") + generator.normal(0, 1)
+            noise = lambda: generator.normal(0, 0.2)  # noqa: E731
+            trunk = add("trunk", task, seed, base + 56 - 50 * (task == "first"), None, intervention="none")
+            for start in starts:
+                add("arm", task, seed, base + gap * start / max(starts) + noise(), trunk, start_epoch=start)
+            if not controls:
+                continue
+            late = max(starts)
+            for start in (0, late):
+                add("arm", task, seed, base - start / late + noise(), trunk, start_epoch=start, mask="random")
+                add("arm", task, seed, base + 2 * start / late + noise(), trunk, start_epoch=start, survivors="keep")
+            add("arm", task, seed, base + noise(), trunk, mask="late")
+            add("arm", task, seed, base + noise(), trunk, mask="late-path")
+            add("arm", task, seed, base - 4 + noise(), trunk, budget="after-switch")
+            add("arm", task, seed, base - 20, None, intervention="linear")
+            if seed == 0:
+                add("arm", task, seed, base + 50, trunk, intervention="none", start_epoch=late, data_order=1)
+    return Sweep("sweep", runs, kinds, parents)
