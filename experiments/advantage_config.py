@@ -10,11 +10,12 @@ from ..datasets import Task
 
 # Settings that another one replaces: they become None, and giving them explicitly is an error.
 _REPLACED = {"data": ("task", "pairs", "test_pairs"), "model": ("width", "depth")}
-# Settings that only a network in which gates go linear has; the trunk of any arm has their defaults.
-_OF_THE_ARM = (
-    "intervention", "start_epoch", "latest_start", "ramp_epochs", "settle_epochs", "remaining", "strength",
-    "survivors", "common_slope", "mask", "budget", "data_order",
+# Settings of the linearization; where nothing is linearized they have their defaults, so that equal runs are equal.
+_OF_THE_LINEARIZATION = (
+    "latest_start", "ramp_epochs", "settle_epochs", "remaining", "strength", "survivors", "common_slope", "mask",
+    "budget",
 )  # fmt: skip
+_OF_THE_ARM = ("intervention", "start_epoch", "data_order", *_OF_THE_LINEARIZATION)
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -31,7 +32,7 @@ class AdvantageConfig(BaseModel):
     strength: factor on the penalty. survivors, common_slope: where the remaining slopes go within settle_epochs
     ("keep": nowhere). mask: which units remain: those the ramp learns, random ones, or those that the ramp from
     latest_start learns, used from the start ("late-path": with its slopes). budget: equal ``epochs`` in total, or
-    equal epochs after the switch. granularity: one slope a channel or a layer. data_order: another number is another
+    equal epochs after the switch. Where nothing is linearized these settings have their defaults. granularity: one slope a channel or a layer. data_order: another number is another
     stream of batches from start_epoch on. split_seed: fixes split, test pairs and probe sets.
     """
 
@@ -87,6 +88,10 @@ class AdvantageConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> AdvantageConfig:
+        if self.intervention != "linearize":
+            for name in _OF_THE_LINEARIZATION:
+                # Past the frozen model's own setter, which guards against changes after validation.
+                object.__setattr__(self, name, type(self).model_fields[name].default)
         problems = list(self._problems())
         if problems:
             raise ValueError("; ".join(problems))
@@ -100,10 +105,6 @@ class AdvantageConfig(BaseModel):
             found.append(
                 f"setting 'start_epoch': found {self.start_epoch}, expected 0 with intervention='linear', which is "
                 "linear from the start"
-            )
-        if self.intervention != "linearize" and self.uses_late_ramp:
-            found.append(
-                f"setting 'mask': found {self.mask!r}, expected 'learned' with intervention={self.intervention!r}"
             )
         if self.budget == "after-switch" and self.start_epoch > self.latest_start:
             found.append(
