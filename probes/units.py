@@ -1,0 +1,59 @@
+"""Probe ``units``: how many units are still nonlinear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..gates import UnitCounts, nonlinear_units
+from ..probe import Field, Snapshot
+
+
+class NonlinearUnits:
+    """Active and weighted units of every gate; what is nonlinear but no gate is listed in the attributes.
+
+    Fields, L gates: ``active`` [L] units that are not frozen, ``total`` [L] (once), ``weighted`` [L] sum of |1 - slope|
+    over the active ones. Attributes ``always_active`` (GELU, tanh, an un-gated ReLU ...) and ``uncounted``
+    (max-pooling, softmax) list the rest as "name (kind)".
+    """
+
+    name = "units"
+    uses_inputs = False
+
+    def fields(self, snapshot: Snapshot, /) -> Sequence[Field]:
+        """Declare the counts by gate.
+
+        Raises: ConfigurationError: the network has no gates.
+        """
+        counts = _counts(snapshot)
+        if not counts.total:
+            raise ConfigurationError(
+                f"the network has no Gate; expected at least one (always active: {_listed(counts.always_active) or 'none'}); "
+                "call ntkdyn.gate_network(model) before training, or leave the probe units out"
+            )
+        names = list(counts.total)
+        axis: dict[str, Any] = {"dims": ("gate",), "shape": (len(names),), "coordinates": {"gate": names}}
+        facts = {"always_active": _listed(counts.always_active), "uncounted": _listed(counts.uncounted)}
+        return [
+            Field(name="active", dtype="i8", unit="units", long_name="active units", attributes=facts, **axis),
+            Field(name="total", dtype="i8", unit="units", long_name="units", static=True, **axis),
+            Field(name="weighted", dtype="f8", unit="units", long_name="units weighted by |1 - slope|", **axis),
+        ]
+
+    def measure(self, snapshot: Snapshot, /) -> Mapping[str, Any]:
+        """Return the counts at this step."""
+        counts = _counts(snapshot)
+        return {
+            "active": list(counts.active.values()),
+            "total": list(counts.total.values()),
+            "weighted": list(counts.weighted.values()),
+        }
+
+
+def _counts(snapshot: Snapshot) -> UnitCounts:
+    return nonlinear_units(snapshot.model)
+
+
+def _listed(kinds: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
