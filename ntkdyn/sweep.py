@@ -1,4 +1,4 @@
-"""Sweeps: grids of settings times seeds over local processes, with dense trunks shared by the arms that branch from them.
+"""Sweeps: settings times seeds over local processes; arms that share their dense training branch from one trunk.
 
 A sweep folder holds ``sweep.json`` (the plan and its hash), ``trunks/<12 hex>/<seed>/`` and ``arms/<12 hex>/<seed>/``,
 each a complete recording; the 12 hex digits are those of the run's configuration. Finished runs are kept, so the same
@@ -145,9 +145,7 @@ def make_plan(
         grids.append({name: tuple(values) for name, values in grid.items()})
     count = seeds or file_seeds or 1
     combinations = [
-        dict(zip(axes, values, strict=True))
-        for axes in (grids or [{}])
-        for values in itertools.product(*axes.values())
+        dict(zip(axes, values, strict=True)) for axes in (grids or [{}]) for values in itertools.product(*axes.values())
     ]
     configurations: dict[str, Any] = {}
     for combination in combinations:

@@ -10,7 +10,9 @@ import click
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this study (see ntkdyn studies); may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results; default: report/ in the first PATH.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the results; default: report/ in the first PATH."
+)
 def analyze(paths: tuple[Path, ...], only: tuple[str, ...], out: Path | None) -> None:
     """Write figures (PNG, SVG), numbers (CSV, JSON) and report.html from runs or a sweep.
 

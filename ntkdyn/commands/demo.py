@@ -9,7 +9,11 @@ import click
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder of the results."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder of the results.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; default: the cores of this process.")
 @click.option("--smoke", is_flag=True, help="A tiny version that only shows that everything works (20 s).")

@@ -15,7 +15,9 @@ import click
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Settings from a TOML file."
 )
-@click.option("--probe", "probes", multiple=True, metavar="NAME[:k=v,...]", help="Probe; default: those the experiment chooses.")
+@click.option(
+    "--probe", "probes", multiple=True, metavar="NAME[:k=v,...]", help="Probe; default: those the experiment chooses."
+)
 @click.option("--every", type=click.IntRange(min=1), metavar="N", help="Record every N steps.")
 @click.option("--log-spaced", type=click.IntRange(min=1), metavar="COUNT", help="Record COUNT log-spaced steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)

@@ -19,7 +19,9 @@ import click
 @click.option("--seeds", type=click.IntRange(min=1), help="Seeds 0 to N-1; default: the file's, else 1.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; default: the cores of this process.")
 @click.option("--plan", "show", is_flag=True, help="Show what would run, and run nothing.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the sweep; finished runs are kept.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the sweep; finished runs are kept."
+)
 def sweep(
     experiment: str,
     grid: tuple[str, ...],
