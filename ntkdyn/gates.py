@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,11 +11,11 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from .call_sites import ALWAYS_ACTIVE, ROOT, UNCOUNTED, record_calls, untouched_generators
+from .clone import structural_clone
 from .errors import ConfigurationError, ShapeError
 
 Granularity = Literal["channel", "layer"]
-
-ROOT = "<root>"
 
 
 def _apply_gate(inputs: Tensor, slope: Tensor, frozen: Tensor, dim: int, channels: int) -> Tensor:
@@ -203,20 +204,6 @@ def freeze_linear(model: nn.Module, tolerance: float = 0.01) -> int:
     return count
 
 
-# Nonlinear at all times, so never linearized: listed beside the counts instead of being lost.
-_ALWAYS_ACTIVE: tuple[type[nn.Module], ...] = (
-    nn.CELU, nn.ELU, nn.GELU, nn.GLU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU,
-    nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.RReLU, nn.RNNBase, nn.RNNCellBase, nn.SELU, nn.SiLU,
-    nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold,
-)  # fmt: skip
-# Nonlinear, but made of no units that could be counted.
-_UNCOUNTED: tuple[type[nn.Module], ...] = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.LogSoftmax,
-    nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin,
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
 class UnitCounts:
     """Nonlinear units of a gated network; all counts are numbers of channels.
@@ -253,12 +240,13 @@ class UnitCounts:
         return self.active_total / self.total_total if self.total else float("nan")
 
 
-def nonlinear_units(model: nn.Module) -> UnitCounts:
+def nonlinear_units(model: nn.Module, example: Any = None) -> UnitCounts:
     """Count the units that are still nonlinear, and list what is nonlinear but no gate.
 
     A unit is active if and only if it is not frozen, however close to 1 its slope is; a layer-wise gate counts all
     its channels. GELU, SiLU, tanh, an un-gated ReLU and the like are listed as always active, max-pooling and softmax
-    as uncounted.
+    as uncounted: modules by their dotted name; functions, which are found only by running a clone of the network on
+    an example (as in gate_network), by their caller's name and their own, "block.gelu".
     """
     active: dict[str, int] = {}
     total: dict[str, int] = {}
@@ -269,9 +257,24 @@ def nonlinear_units(model: nn.Module) -> UnitCounts:
         total[name] = gate.channels
         distance = (1 - gate.slope.detach()).abs().double()
         weighted[name] = float(distance[open_units].sum()) * gate.units_per_slope
-    modules = {name or ROOT: module for name, module in model.named_modules()}
-    always_active = {
-        name: type(module).__name__ for name, module in modules.items() if isinstance(module, _ALWAYS_ACTIVE)
-    }
-    uncounted = {name: type(module).__name__ for name, module in modules.items() if isinstance(module, _UNCOUNTED)}
+    always_active: dict[str, str] = {}
+    uncounted: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ALWAYS_ACTIVE):
+            always_active[name or ROOT] = type(module).__name__
+        elif isinstance(module, UNCOUNTED):
+            uncounted[name or ROOT] = type(module).__name__
+    if example is not None:
+        studied = structural_clone(model)
+        with untouched_generators(model):
+            log = record_calls(studied, example, opaque=(Gate,))
+        for (owner, _), lists in log.invocations.items():
+            seen: Counter[str] = Counter()
+            # A forward that runs several times has the same call sites each time.
+            for call in max(lists, key=len):
+                if call.module is None:
+                    base = ".".join(part for part in (owner, call.attribute or call.function) if part)
+                    name = f"{base}_{seen[base]}" if seen[base] else base
+                    seen[base] += 1
+                    (uncounted if call.kind == "uncounted" else always_active)[name] = call.label
     return UnitCounts(active, total, weighted, always_active, uncounted)
