@@ -78,7 +78,7 @@ class Dense:
         repeat = self.outputs // self.groups
 
         def summed(values: NDArray[Any]) -> NDArray[Any]:
-            return values.reshape(self.groups, -1, *values.shape[1:]).sum(axis=1)
+            return np.asarray(values.reshape(self.groups, -1, *values.shape[1:]).sum(axis=1))
 
         reached = state.reached.astype(np.float64)
         connected = np.maximum(summed(reached), 1.0)[:, None]

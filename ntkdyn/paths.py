@@ -30,9 +30,11 @@ import torch.fx
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from .clone import structural_clone
+from . import path_shapes as path_shapes  # registers its rules
+from .call_sites import ROOT
+from .clone import structural_clone, unwrapped
 from .errors import NtkdynError, ShapeError, TraceError, UnknownName
-from .gates import ROOT, gates
+from .gates import gates
 from .path_algebra import Activation, FloatArray, GateMask, Operation, Source, State
 from .path_rules import Call, Carried, Program, Track, rule_for_function, rule_for_module
 
@@ -97,7 +99,7 @@ class PathGraph:
         )
 
     def _masks(self, model: nn.Module) -> dict[str, GateMask]:
-        present = gates(model)
+        present = gates(unwrapped(model))
         masks = {}
         for name, channels in self.gates.items():
             if name not in present:
@@ -145,7 +147,9 @@ def trace_paths(model: nn.Module, example: Any) -> PathGraph:
     # A network that is one layer would be traced through; inside a container it stays one node.
     whole = rule_for_module(clone) is not None
     root = nn.Sequential(clone) if whole else clone
-    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    given = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    # Copies: a first layer that works in place would write into the caller's example.
+    inputs = tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in given)
     tracer = _Tracer()
     try:
         graph = tracer.trace(root, concrete_args=_defaults_beyond(root, len(inputs)))
@@ -201,6 +205,11 @@ class _Walk(torch.fx.Interpreter):
                 f"network accepts"
             ) from error
         self.carried[n] = self._carried(n, result)
+        if isinstance(result, Tensor):
+            # After an in-place node, the earlier name of the tensor holds the new value too.
+            for earlier, value in self.env.items():
+                if value is result:
+                    self.carried[earlier] = self.carried[n]
         return result
 
     def _carried(self, n: torch.fx.Node, result: Any) -> Carried:

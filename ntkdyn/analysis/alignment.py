@@ -30,7 +30,7 @@ def one_hot(labels: ArrayLike, classes: int | None = None) -> FloatArray:
         raise ShapeError(
             f"one_hot: labels lie in {int(array.min())} ... {int(array.max())}; expected 0 ... {count - 1}"
         )
-    return np.eye(count)[array]
+    return np.asarray(np.eye(count)[array], dtype=np.float64)
 
 
 def _as_targets(targets: ArrayLike, samples: int, *, where: str) -> FloatArray:
@@ -43,7 +43,7 @@ def _as_targets(targets: ArrayLike, samples: int, *, where: str) -> FloatArray:
         )
     if not np.isfinite(array).all() or not array.any():
         raise UndefinedMeasure(f"{where}: targets are zero or not finite; the alignment has no value")
-    return array / np.abs(array).max()
+    return np.asarray(array / np.abs(array).max(), dtype=np.float64)
 
 
 def _as_trace_kernels(kernel: ArrayLike, *, where: str) -> FloatArray:

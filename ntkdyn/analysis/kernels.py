@@ -58,7 +58,7 @@ def centered(kernels: FloatArray) -> FloatArray:
     """H K H with H = I - 1 1^T / N over both sample axes, for kernels [B, N, M, C, C]; a new array."""
     rows = kernels - kernels.mean(axis=1, keepdims=True)
     rows -= rows.mean(axis=2, keepdims=True)
-    return rows
+    return np.asarray(rows, dtype=np.float64)
 
 
 def scaled(kernels: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -95,4 +95,4 @@ def normalized(kernels: FloatArray, *, center: bool, where: str) -> FloatArray:
                 f"{where}: kernel {int(np.argmax(constant))} of {len(norms)} is constant over samples, so the centered "
                 f"kernel is zero; use the uncentered measure"
             )
-    return flat / norms[:, None]
+    return np.asarray(flat / norms[:, None], dtype=np.float64)

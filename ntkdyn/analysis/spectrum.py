@@ -48,7 +48,7 @@ def eigenvalues(kernel: ArrayLike) -> FloatArray:
             f"largest value {largest[worst]:.3g}); expected the kernel of one set of samples with itself"
         )
     values = np.linalg.eigvalsh(0.5 * matrices + 0.5 * matrices.swapaxes(1, 2))[:, ::-1]
-    return values if is_stack(kernel) else np.asarray(values[0])
+    return np.asarray(values if is_stack(kernel) else values[0], dtype=np.float64)
 
 
 def _spectra(spectrum: ArrayLike, *, where: str) -> tuple[FloatArray, bool]:
