@@ -34,7 +34,8 @@ _SPLIT, _TEST_PAIRS, _TRAIN_PAIRS, _EPOCH, _PROBE = range(5)
 
 def stream_seed(*words: int) -> int:
     """Return a seed below 2^63 that belongs to these non-negative numbers alone (hashed by numpy's SeedSequence)."""
-    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    # With their number in front: SeedSequence takes (0, 1) and (0, 1, 0) for the same.
+    state = np.random.SeedSequence((len(words), *words)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
@@ -168,9 +169,10 @@ def load_npz(path: str | Path) -> Split:
     path = Path(path)
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ConfigurationError(f"data {path}: found a single npy array, expected an npz file of {names}")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ConfigurationError(f"data {path}: found a single array, expected an npz file of {', '.join(names)}")
+        with file:
             missing = [name for name in names if name not in file]
             if missing:
                 raise ConfigurationError(
