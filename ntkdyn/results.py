@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -161,10 +161,15 @@ class Run:
                         {"long_name": "epochs of training", "units": "epoch"},
                     ),
                 }
+            recorded = [field for field in declaration.fields.values() if declaration.path(field) in arrays]
+            used = {(folder_of(declaration.path(field)), dim) for field in recorded for dim in field.dims}
             for field in declaration.fields.values():
+                folder = folder_of(declaration.path(field))
+                for dim, values in field.coordinates.items():
+                    if (folder, dim) in used:
+                        coordinates.setdefault(folder, {})[dim] = (dim, coordinate_array(values, folder))
+            for field in recorded:
                 path = declaration.path(field)
-                if path not in arrays:
-                    continue
                 folder = folder_of(path)
                 dims = field.dims if declaration.is_static(field) else ("step", *field.dims)
                 labels = {
@@ -173,8 +178,6 @@ class Run:
                     "long_name": field.long_name or field.name.split("/")[-1],
                 }
                 variables.setdefault(folder, {})[path.rpartition("/")[2]] = (dims, arrays[path], labels)
-                for dim, values in field.coordinates.items():
-                    coordinates.setdefault(folder, {})[dim] = (dim, coordinate_array(values, path))
         folders = {*variables, *coordinates, *attributes}
         tree = {
             folder: xr.Dataset(variables.get(folder), coordinates.get(folder), attributes.get(folder))
@@ -208,7 +211,7 @@ class Run:
             raise UndefinedMeasure("plot: found axes outside a grid, expected axes of plt.subplots; leave ax out")
         # A study may need several axes, so it gets the place of these as a figure of its own.
         ax.set_axis_off()
-        study.draw(figure.add_subfigure(place), {self.name: dataset})
+        study.draw(cast("Figure", figure.add_subfigure(place)), {self.name: dataset})
         return figure
 
     def _study(self, name: str) -> Study:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, ShapeError
 from ..probe import Field
-from .segment import TEXT, Array, Declaration
+from .segment import TEXT, Array, Declaration, dump_json
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HALF_PRECISION_REMEDY = "use 'f4': in half precision a kernel is not positive semi-definite any more"
@@ -101,7 +101,7 @@ def _is_above(upper: str, lower: str) -> bool:
 
 def _check_together(declarations: Iterable[Declaration]) -> None:
     sizes: dict[tuple[str, str], int] = {}
-    labels: dict[tuple[str, str], Any] = {}
+    labels: dict[tuple[str, str], str] = {}
     arrays: set[str] = set()
     for declaration in declarations:
         for field in declaration.fields.values():
@@ -114,10 +114,11 @@ def _check_together(declarations: Iterable[Declaration]) -> None:
                         f"field {path!r}: found {size} entries along {dim!r}, expected {sizes[key]} as in the other "
                         f"fields of {key[0]!r}; give the dimension another name"
                     )
-                if (
-                    dim in field.coordinates
-                    and labels.setdefault(key, field.coordinates[dim]) != field.coordinates[dim]
-                ):
+                if dim not in field.coordinates:
+                    continue
+                # As JSON, because NaN differs from itself.
+                text = dump_json(field.coordinates[dim])
+                if labels.setdefault(key, text) != text:
                     raise ConfigurationError(f"field {path!r}: found other coordinates of {dim!r} than in {key[0]!r}")
     folders = {folder_of(path) for path in arrays}
     for path in arrays:
@@ -134,8 +135,8 @@ def _check_together(declarations: Iterable[Declaration]) -> None:
             upper = "/".join(parts[:depth])
             if sizes.get((upper, dim), size) != size:
                 raise ShapeError(
-                    f"group {folder!r}: found {size} entries along {dim!r}, expected {sizes[upper, dim]} as in {upper!r} "
-                    "above it; give the dimension another name"
+                    f"group {folder!r}: found {size} entries along {dim!r}, expected {sizes[upper, dim]} as in "
+                    f"{upper!r} above it; give the dimension another name"
                 )
 
 

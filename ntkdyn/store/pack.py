@@ -1,7 +1,7 @@
 """Packing: all segments of a run in one run.h5 that netCDF4 readers understand.
 
-The file is streamed through a Python file object of ``store/files``, read again, and its CRCs compared with those of the
-segments; only then are the segments removed.
+The file is streamed through a Python file object of ``store/files``, read again, and its CRCs compared with those of
+the segments; only then are the segments removed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .segment import (
     opened,
     put_recording,
     row_crc,
+    selected,
     stored_dtype,
 )
 from .verify import batches, check_sums, remember
@@ -226,9 +227,7 @@ class _Packing:
     def _copy_rows(self, number: int, origin: h5py.File, entry: Declaration) -> None:
         source = self.reader.sources[number]
         steps = source.axes[entry.group][0].tolist()
-        here = [
-            (index, place.row) for index, place in enumerate(self.reader.places(entry.group)) if place.source == number
-        ]
+        here = self.reader.rows_in(entry.group, number)
         for field in entry.fields.values():
             if entry.is_static(field):
                 continue
@@ -236,7 +235,7 @@ class _Packing:
             stored = np.atleast_1d(origin[path].attrs["crc32"])
             for part in batches(len(here), math.prod(field.shape) * 8):
                 indices, rows = [here[k][0] for k in part], [here[k][1] for k in part]
-                self._put(path, field, indices, get_array(origin, source.path, entry, field, steps, rows))
+                self._put(path, field, selected(indices), get_array(origin, source.path, entry, field, steps, rows))
                 self.sums[path][indices] = stored[rows]
 
     def _put(self, path: str, field: Field, selection: Any, data: np.ndarray[Any, Any]) -> None:

@@ -17,7 +17,17 @@ import numpy as np
 from ..errors import DamagedRecording, MissingRecording, UnknownName, UntrustedFile
 from ..probe import Field
 from . import files
-from .segment import Array, Declaration, get_array, get_axis, get_declarations, get_recording, load_json, opened
+from .segment import (
+    Array,
+    Declaration,
+    dump_json,
+    get_array,
+    get_axis,
+    get_declarations,
+    get_recording,
+    load_json,
+    opened,
+)
 from .verify import MAX_BYTES, MAX_RATIO, is_own, validate
 
 _ATTEMPTS = 5
@@ -118,6 +128,7 @@ class RunReader:
         self.sources: list[Source] = []
         self.declarations: dict[str, Declaration] = {}
         self._places: dict[str, list[Place]] = {}
+        self._rows: dict[tuple[str, int], list[tuple[int, int]]] = {}
         self._again(self._load)
 
     @classmethod
@@ -168,6 +179,10 @@ class RunReader:
         self.sources = sources
         self.declarations = {group: declarations[group] for group in sorted(declarations)}
         self._places = {group: [taken[step] for step in sorted(taken)] for group, taken in sorted(places.items())}
+        self._rows = {}
+        for group, ordered in self._places.items():
+            for index, place in enumerate(ordered):
+                self._rows.setdefault((group, place.source), []).append((index, place.row))
 
     def groups(self) -> list[str]:
         """Groups with a step axis, sorted: "ntk/test", "units", …"""
@@ -183,6 +198,10 @@ class RunReader:
                 f"{self.path}: found no group {group!r} with steps; there are: {', '.join(self._places) or 'none'}"
             )
         return self._places[group]
+
+    def rows_in(self, group: str, source: int) -> list[tuple[int, int]]:
+        """What one file holds of a group: (index among all its steps, row in the file), by rising step."""
+        return self._rows.get((group, source), [])
 
     def steps(self, group: str) -> Array:
         """Recorded steps of a group, int64 [S].  Raises: UnknownName."""
@@ -259,11 +278,7 @@ class RunReader:
                         if name in source.statics and name not in arrays:
                             arrays[name] = get_array(file, source.path, entry, field, None)
                         continue
-                    here = [
-                        (index, place.row)
-                        for index, place in enumerate(self._places[entry.group])
-                        if place.source == number
-                    ]
+                    here = self.rows_in(entry.group, number)
                     if here:
                         steps = source.axes[entry.group][0].tolist()
                         rows = [row for _, row in here]
@@ -289,8 +304,15 @@ def _merged(before: Declaration | None, found: Declaration, path: Path) -> Decla
     if before is None:
         return found
     fields = {**before.fields, **found.fields}
-    if before.stepped != found.stepped or any(fields[name] != field for name, field in before.fields.items()):
+    if before.stepped != found.stepped or any(
+        _as_text(before.fields[name]) != _as_text(found.fields[name]) for name in before.fields if name in found.fields
+    ):
         raise DamagedRecording(
             f"{path} declares group {found.group!r} differently from the files before it; move it out of the folder"
         )
     return Declaration(found.group, fields, {**before.attributes, **found.attributes}, found.stepped)
+
+
+def _as_text(field: Field) -> str:
+    # NaN among coordinates or attributes differs from itself; its JSON does not.
+    return dump_json(Declaration("", {field.name: field}, {}).to_json())

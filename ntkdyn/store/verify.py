@@ -192,20 +192,19 @@ def _check_dataset(dataset: h5py.Dataset, name: str, path: Path, max_bytes: int,
     if not is_text and dataset.dtype.kind not in "biuf":
         raise _untrusted(path, name, f"elements of type {dataset.dtype}", "numbers or text")
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
-    size = math.prod(dataset.shape or (0,)) * dataset.dtype.itemsize
+    size: int = math.prod(dataset.shape or (0,)) * dataset.dtype.itemsize
     for what, count in (("declared size", size), ("chunk size", chunk)):
         if count > max_bytes:
             raise _untrusted(path, name, f"a {what} of {count} bytes", f"at most {max_bytes}", f"max_bytes={count}")
-    ratio = size / max(dataset.id.get_storage_size(), 1)
-    if size > _SMALL and ratio > max_ratio:
-        raise _untrusted(
-            path,
-            name,
-            f"{ratio:.0f} bytes for each stored one",
-            f"at most {max_ratio:g}",
-            f"max_ratio={math.ceil(ratio)}",
-        )
+    _check_ratio(size, dataset.id.get_storage_size(), name, path, max_ratio)
     return size
+
+
+def _check_ratio(size: int, stored: int, name: str, path: Path, max_ratio: float) -> None:
+    ratio = size / max(stored, 1)
+    if size > _SMALL and ratio > max_ratio:
+        found, expected = f"{ratio:.0f} declared bytes for each stored one", f"at most {max_ratio:g}"
+        raise _untrusted(path, name, found, expected, f"max_ratio={math.ceil(ratio)}")
 
 
 def _known_names(declarations: Mapping[str, Declaration]) -> set[str]:
@@ -235,15 +234,7 @@ def check_file(path: Path, *, max_bytes: int, max_ratio: float) -> None:
             names.append(name)
             if isinstance(item, h5py.Dataset):
                 total += _check_dataset(item, name, path, max_bytes, max_ratio)
-        ratio = total / max(path.stat().st_size, 1)
-        if total > _SMALL and ratio > max_ratio:
-            raise _untrusted(
-                path,
-                "/",
-                f"{ratio:.0f} bytes for each stored one",
-                f"at most {max_ratio:g}",
-                f"max_ratio={math.ceil(ratio)}",
-            )
+        _check_ratio(total, path.stat().st_size, "/", path, max_ratio)
         declarations = get_declarations(get_recording(file, path))
         known = _known_names(declarations)
         for name in names:
