@@ -276,12 +276,14 @@ def draw_raster(
 
 
 def finish(figure: Figure, *, columns: int = 2) -> None:
-    """Put one legend of all labelled artists, without doubles, below the panels."""
+    """Put one legend of all labelled artists, without doubles, below the panels; one column where labels are long."""
     found: dict[str, Any] = {}
     for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
+        # A line of the legend holds about 52 characters beside the handles.
+        columns = max(1, min(columns, 52 // (max(len(label) for label in found) + 2)))
         rows = -(-len(found) // columns)
         width, height = figure.get_size_inches()
         figure.set_size_inches(width, height + 0.14 * max(0, rows - 2))

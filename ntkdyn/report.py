@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError, NtkdynError
-from .plugins import installed, kebab, load_study
+from .plugins import installed, load_study
 from .store.files import make_folder, publish
 from .studies.numbers import as_csv, as_json
-from .studies.recorded import Study
+from .studies.recorded import Study, Table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,6 +51,7 @@ class Section:
     reading: str
     sentences: tuple[str, ...]
     verdict: tuple[str, ...]
+    tables: tuple[Table, ...]
     image: str
 
 
@@ -61,7 +62,7 @@ class Report:
     Attributes:
         path: the page.
         files: every file written, the page last.
-        sentences: verdict first, then what each study says.
+        sentences: the verdict, then the first sentence of each study; the page and the JSON files have all.
         unavailable: study (and group) -> why it could not be computed.
     """
 
@@ -132,15 +133,16 @@ def analyze(sources: Sequence[Run | Sweep], out: Path, *, only: Sequence[str] = 
     sentences = [sentence for section in sections for sentence in section.verdict]
     for section in sections:
         head = f"{section.title}, {section.group}" if section.group else section.title
-        sentences += [f"{head}: {sentence}" for sentence in section.sentences if sentence not in section.verdict]
+        rest = [sentence for sentence in section.sentences if sentence not in section.verdict]
+        if rest and not section.verdict:
+            sentences.append(f"{head}: {rest[0]}")
     return Report(page, (*files, page), tuple(sentences), unavailable)
 
 
 def _studies(only: Sequence[str]) -> list[Study]:
-    names = [kebab(name) for name in only] or list(installed("ntkdyn.studies"))
     rank = {name: place for place, name in enumerate(ORDER)}
-    ordered = sorted(dict.fromkeys(names), key=lambda name: (rank.get(name, len(ORDER)), name))
-    return [load_study(name) for name in ordered]
+    studies = {study.name: study for study in map(load_study, only or installed("ntkdyn.studies"))}
+    return sorted(studies.values(), key=lambda study: (rank.get(study.name, len(ORDER)), study.name))
 
 
 def _is_sweep(source: Any) -> bool:
@@ -239,7 +241,7 @@ def _write(study: Study, group: _Group, measured: dict[str, xr.Dataset], out: Pa
     }
     for name, data in contents.items():
         publish(out / name, data)
-    verdict = getattr(study, "verdict", None)
+    verdict, tables = getattr(study, "verdict", None), getattr(study, "tables", None)
     section = Section(
         stem=stem,
         title=study.title,
@@ -247,6 +249,7 @@ def _write(study: Study, group: _Group, measured: dict[str, xr.Dataset], out: Pa
         reading=study.reading,
         sentences=sentences,
         verdict=tuple(verdict(measured)) if verdict is not None else (),
+        tables=tuple(tables(measured)) if tables is not None else (),
         image="data:image/png;base64," + base64.b64encode(image).decode(),
     )
     return section, [out / name for name in contents]

@@ -33,10 +33,9 @@ class Run:
         return [name for name in self.arrays if not name.endswith("/step")]
 
     def sets(self, probe: str) -> list[str]:
-        found = [
+        return [
             group.split("/", 1)[1] if "/" in group else "" for group in self.groups() if group.split("/")[0] == probe
         ]
-        return found
 
     def steps(self, group: str) -> np.ndarray:
         return self.arrays[f"{group}/step" if f"{group}/step" in self.arrays else f"{group}/{self.sets(group)[0]}/step"]
@@ -151,7 +150,7 @@ def sweep(
     *,
     seeds: int = 3,
     starts: tuple[int, ...] = (0, 1, 2, 3, 4),
-    gaps: Mapping[str, float] = {"sum10": 15.0, "first": 0.0},  # noqa: B006
+    gaps: Mapping[str, float] = {"sum10": 15.0, "first": 0.0},
     controls: bool = True,
     samples: int = 10,
     snapshots: int = 7,

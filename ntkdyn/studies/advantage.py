@@ -191,6 +191,7 @@ class Advantage:
                     )
             ax.set_title(f"task: {task}", loc="left")
             ax.set_ylabel("test accuracy (%)")
+            ax.set_xticks(dataset["start_epoch"].values)
         axes[-1].set_xlabel("start of linearization (epochs)")
         plots.finish(figure)
 

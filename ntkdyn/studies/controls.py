@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import plots
 from . import arms
-from .recorded import Datasets, variable
+from .recorded import Datasets, Table, variable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,7 @@ CONTRASTS = (
     ("equal epochs after switch: late - early", "after switch, late", "after switch, early"),
 )
 
-INTERACTION = "learned - random of late - early"
+INTERACTION = "interaction: learned - random"
 
 
 class Controls:
@@ -146,10 +146,24 @@ class Controls:
                         continue
                     interval = f"95 % interval {low:.1f} to {high:.1f}, n = {n}" if n > 1 else "one seed, no interval"
                     lines.append(f"{task}, {contrast}: {mean:+.1f} points ({interval}).")
-                lines += _nonlinearity(one, str(task))
-        if lines:
-            lines.append("Matched count is not matched nonlinearity: compare the weighted numbers of two arms first.")
+                lines += _mismatch(one, str(task))
         return lines
+
+    def tables(self, datasets: Datasets, /) -> list[Table]:
+        """Give every arm's accuracy beside its counts and path lengths, means over seeds."""
+        tables = []
+        for dataset in datasets.values():
+            names = [name for name in MEASURES if name in dataset]
+            for task in dataset["task"].values:
+                one = dataset.sel(task=task)
+                rows = [
+                    (str(arm), *(_text(one[name].sel(arm=arm).values) for name in names))
+                    for arm in dataset["arm"].values
+                    if np.isfinite(one["test_accuracy"].sel(arm=arm).values).any()
+                ]
+                heads = tuple(f"{MEASURES[name][1]} ({MEASURES[name][0]})" for name in names)
+                tables.append(Table(f"{task}: means over seeds", ("arm", *heads), tuple(rows)))
+        return tables
 
     def draw(self, figure: Figure, datasets: Datasets, /) -> None:
         """Draw accuracies, contrasts and nonlinearity; a color and marker a task."""
@@ -237,17 +251,32 @@ def _triple(interval: Any) -> tuple[float, float, float]:
     return interval.mean, interval.low, interval.high
 
 
-def _nonlinearity(dataset: xr.Dataset, task: str) -> list[str]:
-    """Counts, weighted counts and path lengths of the arms, one line an arm."""
+def _mismatch(dataset: xr.Dataset, task: str) -> list[str]:
+    """How nonlinear the survivors of the early and the late arm are: matched count is not matched nonlinearity."""
     lines = []
-    names = [name for name in MEASURES if name in dataset and name != "test_accuracy"]
-    for arm in dataset["arm"].values:
-        words = []
-        for name in names:
-            values = dataset[name].sel(arm=arm).values
-            values = values[np.isfinite(values)]
-            if len(values):
-                words.append(f"{MEASURES[name][1]} {values.mean():.3g}")
-        if words:
-            lines.append(f"{task}, {arm}: {', '.join(words)}.")
+    if "survivor_nonlinearity" not in dataset:
+        return lines
+    for rule in (
+        "learned",
+        *sorted({str(a).rsplit(",", 1)[0] for a in dataset["arm"].values if "survivors" in str(a)}),
+    ):
+        pair = [f"{rule}, {when}" for when in ("early", "late")]
+        if not set(pair) <= set(dataset["arm"].values.tolist()):
+            continue
+        early, late = (dataset.sel(arm=arm) for arm in pair)
+        texts = [_text(part["survivor_nonlinearity"].values) for part in (early, late)]
+        if "" in texts:
+            continue
+        count = ""
+        if "active_units" in dataset:
+            count = f" at {_text(early['active_units'].values)} and {_text(late['active_units'].values)} active units"
+        lines.append(
+            f"{task}, {rule}: the survivors' mean |1 - slope| is {texts[0]} early and {texts[1]} late{count}; matched "
+            "count is not matched nonlinearity."
+        )
     return lines
+
+
+def _text(values: np.ndarray) -> str:
+    values = values[np.isfinite(values)]
+    return f"{values.mean():.3g}" if len(values) else ""

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel per probe set: ``variables`` name -> legend text, y ``label`` with unit."""
+    """One panel per probe set: ``variables`` name -> legend text, y ``label`` with unit, ``height`` in inches."""
 
     variables: Mapping[str, str]
     label: str
     logarithmic: bool = False
+    height: float = 1.75
 
 
 def draw_curves(
@@ -32,7 +33,6 @@ def draw_curves(
     datasets: Datasets,
     wanted: Sequence[Panel],
     *,
-    height: float = 1.75,
     columns: int = 2,
     levels: Callable[[Axes, Panel, xr.Dataset], None] | None = None,
     axes: Sequence[Axes] | None = None,
@@ -45,7 +45,7 @@ def draw_curves(
     series = by_series(datasets)
     first = next(iter(datasets.values()))
     places = [(panel, probe_set) for probe_set in _sets(first) for panel in wanted]
-    drawn = plots.panels(figure, len(places), height=height) if axes is None else list(axes)
+    drawn = plots.stacked(figure, [panel.height for panel, _ in places]) if axes is None else list(axes)
     for ax, (panel, probe_set) in zip(drawn, places, strict=True):
         for number, (name, members) in enumerate(series.items()):
             for place, (variable, text) in enumerate(panel.variables.items()):

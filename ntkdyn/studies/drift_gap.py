@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import plots
+from ..analysis.advantage import relation
 from . import arms
-from .recorded import KERNEL_NEED, Datasets, kernel_sets, path_of, trace_kernels, variable
+from .recorded import KERNEL_NEED, Datasets, Table, kernel_sets, path_of, trace_kernels, variable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,6 +25,9 @@ DRIFTS = {
     "after": "the branch's drift after the ramp S(K_t0+R, K_T)",
     "apart": "the branch's distance to the trunk's end",
 }
+
+RIVALS = DRIFTS | {"dense_accuracy": "dense accuracy at t0"}
+"""Drifts, and progress at the switch: a rival explanation that belongs in the same table."""
 
 NUMBERS = {
     "pooled": "Spearman correlation over all arms",
@@ -70,39 +74,66 @@ class DriftGap:
         return joined.assign_coords(task=("task", names))
 
     def sentences(self, datasets: Datasets, /) -> list[str]:
-        """Say each correlation with its baselines, or that it cannot be judged."""
-        from ..analysis.advantage import relation
-
+        """Say the correlations on one probe set with their baselines, or that they cannot be judged."""
         lines = []
         for dataset in datasets.values():
+            probe_set = _shown(dataset)
             for task in dataset["task"].values:
-                for probe_set in dataset["set"].values:
-                    one = dataset.sel(task=task, set=probe_set)
-                    where = f"{task}, probe set {probe_set}" if probe_set else str(task)
-                    for drift, text in (*DRIFTS.items(), ("dense_accuracy", "dense accuracy at t0")):
-                        if drift not in one or not np.isfinite(one[drift].values).any():
-                            continue
-                        found = relation(one["start_epoch"], one["seed"], one[drift], one["accuracy"], permutations=0)
-                        numbers = one.sel(drift=drift)
-                        if found.pooled_note:
-                            lines.append(f"{where}: {found.pooled_note}.")
-                            break
-                        within = found.within_note or (
-                            f"within start epochs {float(numbers['within']):+.2f} "
-                            f"(permutation p = {float(numbers['p_within']):.3f}, power for 0.3: "
-                            f"{float(numbers['power']):.0%})"
-                        )
-                        lines.append(
-                            f"{where}, {text} against final accuracy of {found.arms} arms: Spearman "
-                            f"{float(numbers['pooled']):+.2f}; the start epoch alone gives "
-                            f"{float(numbers['start_only']):+.2f}; {within}."
-                        )
+                one = dataset.sel(task=task, set=probe_set)
+                found = relation(one["start_epoch"], one["seed"], one["remaining"], one["accuracy"], permutations=0)
+                if found.pooled_note:
+                    lines.append(f"{task}: {found.pooled_note}.")
+                    continue
+                words = [
+                    f"{text} {float(one['pooled'].sel(drift=name)):+.2f}"
+                    for name, text in RIVALS.items()
+                    if np.isfinite(float(one["pooled"].sel(drift=name)))
+                ]
+                lines.append(
+                    f"{task}, probe set {probe_set}, Spearman correlation with the final accuracy of {found.arms} "
+                    f"arms: {'; '.join(words)}; the start epoch alone gives "
+                    f"{float(one["start_only"].sel(drift="remaining")):+.2f}."
+                )
+                within = found.within_note or "; ".join(
+                    f"{text} {float(one['within'].sel(drift=name)):+.2f} (permutation p = "
+                    f"{float(one['p_within'].sel(drift=name)):.3f})"
+                    for name, text in RIVALS.items()
+                    if np.isfinite(float(one["within"].sel(drift=name)))
+                )
+                power = "" if found.within_note else f"; power for a correlation of 0.3: {found.power:.0%}"
+                head = "" if found.within_note else "within start epochs, "
+                lines.append(f"{task}: {head}{within}{power}.")
         return lines
+
+    def tables(self, datasets: Datasets, /) -> list[Table]:
+        """Give every correlation on every probe set."""
+        tables = []
+        for dataset in datasets.values():
+            for task in dataset["task"].values:
+                rows = [
+                    (
+                        str(probe_set),
+                        text,
+                        *(
+                            "" if not np.isfinite(value) else f"{value:+.2f}"
+                            for value in (
+                                float(dataset[number].sel(task=task, set=probe_set, drift=name))
+                                for number in ("pooled", "start_only", "within")
+                            )
+                        ),
+                    )
+                    for probe_set in dataset["set"].values
+                    for name, text in RIVALS.items()
+                ]
+                columns = ("probe set", "against final accuracy", "pooled", "start epoch alone", "within start epochs")
+                caption = f"{task}: rank correlations (1); empty where they cannot be judged or were not recorded"
+                tables.append(Table(caption, columns, tuple(rows)))
+        return tables
 
     def draw(self, figure: Figure, datasets: Datasets, /) -> None:
         """Draw the trunk's remaining drift and the branch's own drift against accuracy, two panels a task."""
         dataset = next(iter(datasets.values()))
-        probe_set = "test" if "test" in dataset["set"].values else dataset["set"].values[0]
+        probe_set = _shown(dataset)
         drifts = [name for name in ("remaining", "own") if np.isfinite(dataset[name].values).any()]
         places = [(task, drift) for task in dataset["task"].values for drift in drifts]
         axes = plots.panels(figure, len(places), height=1.7)
@@ -112,18 +143,25 @@ class DriftGap:
             for index, start in enumerate(starts):
                 here = one["start_epoch"].values == start
                 plots.draw_points(
-                    one[drift].values[here], one["accuracy"].values[here], ax=ax, label=f"t0 = {start:g}", index=index
+                    one[drift].values[here],
+                    one["accuracy"].values[here],
+                    ax=ax,
+                    label=f"t0 = epoch {start:g}",
+                    index=index,
                 )
             ax.set_xlabel(f"{DRIFTS[drift]} (1)")
             ax.set_ylabel("test accuracy (%)")
             ax.set_title(f"task: {task}", loc="left")
-        plots.finish(figure, columns=4)
+        plots.finish(figure, columns=3)
+
+
+def _shown(dataset: xr.Dataset) -> str:
+    """The probe set of figure and sentences: unseen data where there are any."""
+    return "test" if "test" in dataset["set"].values else str(dataset["set"].values[0])
 
 
 def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
     import xarray as xr
-
-    from ..analysis.advantage import relation
 
     line = arms.lines(sweep, task)[0]
     rows = line.rows.sort_values(["start_epoch", "seed"], kind="stable")
@@ -148,10 +186,9 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
         drift: np.array([[column.get(s, {}).get(drift, np.nan) for column in columns] for s in sets])
         for drift in DRIFTS
     }
-    rivals = [*DRIFTS, "dense_accuracy"]
-    relations = np.full((len(NUMBERS), len(sets), len(rivals)), np.nan)
+    relations = np.full((len(NUMBERS), len(sets), len(RIVALS)), np.nan)
     for i in range(len(sets)):
-        for j, drift in enumerate(rivals):
+        for j, drift in enumerate(RIVALS):
             column = dense if drift == "dense_accuracy" else values[drift][i]
             found_relation = relation(starts, seeds, column, accuracy)
             relations[:, i, j] = [getattr(found_relation, number) for number in NUMBERS]
@@ -167,7 +204,7 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
         },
         coords={
             "set": ("set", sets),
-            "drift": ("drift", rivals),
+            "drift": ("drift", list(RIVALS)),
             "arm": ("arm", [f"t0 = {start:g}, seed {seed}" for start, seed in zip(starts, seeds, strict=True)]),
             "start_epoch": ("arm", starts, {"units": "epoch"}),
             "seed": ("arm", seeds),

@@ -29,9 +29,10 @@ class Gates:
     name = "gates"
     title = "Gates"
     reading = (
-        "Upper panel: effective slopes, 0 being ReLU and 1 linear; lower panel: one row a unit, one column a snapshot "
-        "(at equal distance, whatever the time between them), lines between the gates, the first run of each setting; "
-        "frozen units are linear for good; where no slope moves, the share of samples on which a unit is open is shown."
+        "Curves: effective slopes where they move, 0 being ReLU and 1 linear, and the share of on/off signs that "
+        "differ from the first and from the last snapshot; raster: one row a unit, one column a snapshot (at equal "
+        "distance, whatever the time between them), lines between the gates, the first run of each setting, its slopes "
+        "where they move, else the share of samples on which a unit is open; frozen units are linear for good."
     )
     scope = "run"
 
@@ -63,7 +64,10 @@ class Gates:
         )
         raster = {field: values[chosen].T for field, values in whole.items()}
         times = time_axis(source, group)
+        distances = _hamming(source, group, gates)
         curves = {
+            "hamming_to_start": (distances[:, 0], "mean share of on/off signs that differ from the first snapshot"),
+            "hamming_to_end": (distances[:, -1], "mean share of on/off signs that differ from the last snapshot"),
             "slope_mean": (whole["slope"].mean(1), "mean effective slope"),
             "slope_least": (whole["slope"].min(1), "least effective slope"),
             "slope_greatest": (whole["slope"].max(1), "greatest effective slope"),
@@ -92,6 +96,12 @@ class Gates:
         lines = []
         for series, members in by_series(datasets).items():
             prefix = f"{series}: " if series else ""
+            if np.isfinite(members[0]["hamming_to_start"].values[-1]):
+                lines.append(
+                    f"{prefix}from the first to the last snapshot "
+                    f"{spread([100 * one['hamming_to_start'].values[-1] for one in members])} % of the on/off signs of "
+                    "units that are not frozen change."
+                )
             units = members[0].sizes["unit"]
             if not any(_moves(one) for one in members):
                 lines.append(
@@ -111,14 +121,20 @@ class Gates:
     def draw(self, figure: Figure, datasets: Datasets, /) -> None:
         """Draw slope curves and one raster a series."""
         series = by_series(datasets)
-        axes = plots.panels(figure, 1 + len(series), height=1.9)
-        curves = {"slope_mean": "mean", "slope_least": "least", "slope_greatest": "greatest"}
+        slopes = {"slope_mean": "mean slope", "slope_least": "least slope", "slope_greatest": "greatest slope"}
         if len(series) > 1:
-            curves = {"slope_mean": "mean slope"}
-        panel = Panel(curves, "effective slope (1)")
-        draw_curves(figure, datasets, [panel], axes=axes[:1])
-        axes[0].set_xlabel(time_label(next(iter(datasets.values()))))
-        for ax, (name, members) in zip(axes[1:], series.items(), strict=True):
+            slopes = {"slope_mean": "mean slope"}
+        signs = {"hamming_to_start": "signs, to start", "hamming_to_end": "signs, to end"}
+        curves = []
+        if any(_moves(one) for one in datasets.values()):
+            curves.append(Panel(slopes, "effective slope (1)"))
+        if any(np.isfinite(one["hamming_to_start"].values).any() for one in datasets.values()):
+            curves.append(Panel(signs, "Hamming distance (1)"))
+        axes = plots.panels(figure, len(curves) + len(series), height=1.8)
+        for ax, panel in zip(axes, curves, strict=False):
+            draw_curves(figure, datasets, [panel], axes=[ax])
+            ax.set_xlabel(time_label(next(iter(datasets.values()))))
+        for ax, (name, members) in zip(axes[len(curves) :], series.items(), strict=True):
             shown = members[0]
             moving = _moves(shown)
             gate = shown["gate"].values
@@ -152,6 +168,28 @@ def _gates(run: Run) -> tuple[str, list[str]]:
         if found:
             return probe_set, found
     return "", []
+
+
+def _hamming(run: Run, group: str, gates: list[str]) -> NDArray[np.float64]:
+    """Hamming distances [S, S] of the on/off signs over all gates, NaN where no pattern is recorded."""
+    from ..analysis import gate_hamming, unpack_pattern
+
+    snapshots = len(run.steps(group))
+    total, weight = np.zeros((snapshots, snapshots)), 0.0
+    for gate in gates:
+        name = path_of(group, gate, "pattern")
+        if name not in run:
+            return np.full((snapshots, snapshots), np.nan)
+        packed = np.asarray(run[name])
+        units = int(run.field(name).attributes["units"])
+        frozen = np.asarray(run[path_of(group, gate, "frozen")]).astype(bool)
+        # The mask per gate: a whole frozen gate has no signs and drops out.
+        live = (~frozen).sum(1) * (units / frozen.shape[1])
+        weights = np.minimum(live[:, None], live[None, :])
+        distance = gate_hamming(unpack_pattern(packed, units), frozen)
+        total = total + np.where(weights > 0, np.nan_to_num(distance) * weights, 0.0)
+        weight = weight + weights
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan)
 
 
 def _moves(dataset: xr.Dataset) -> bool:

@@ -112,10 +112,11 @@ class KernelDistance:
         if len(by_series(datasets)) == 1:
             variables |= {"to_start_uncentered": "to start, uncentered", "to_end_uncentered": "to end, uncentered"}
         distance = Panel(variables, "kernel distance S (1)")
-        share = Panel({"constant_share": "constant direction's share"}, "share of ‖K‖² (1)")
+        share = Panel({"constant_share": "constant direction's share"}, "share of |K|² (1)", height=0.95)
         axes = draw_curves(figure, datasets, [distance, share], levels=_draw_levels)
         for ax in axes[1::2]:
-            ax.set_ylim(0, 1.02)
+            ax.set_ylim(0, 1.05)
+            ax.set_title("")
 
 
 def _draw_levels(ax: plots.Axes, panel: Panel, dataset: xr.Dataset) -> None:

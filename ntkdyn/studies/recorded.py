@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,11 +21,22 @@ Datasets = Mapping[str, "xr.Dataset"]
 KERNEL_NEED = "no tangent kernels are recorded; record with the probe ntk"
 
 
+@dataclass(frozen=True)
+class Table:
+    """Numbers to be read one by one: a caption, column headings, rows of texts."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 @runtime_checkable
 class Study(Protocol):
     """One question to a recording: numbers, sentences and a figure.
 
     ``title`` heads the figure, ``reading`` says in one sentence how to read it, ``scope`` is "run" or "sweep".
+    Optional methods: ``verdict(datasets)``, sentences that stand at the head of the report; ``tables(datasets)``,
+    a list of ``Table``; ``in_sweep(sweep, task, datasets)``, datasets with what a sweep adds to those of its trunks.
     """
 
     name: str
@@ -125,15 +137,14 @@ def by_series(datasets: Datasets) -> dict[str, list[xr.Dataset]]:
 
 
 def spread(values: ArrayLike, digits: int = 3) -> str:
-    """Return "mean (least to greatest over n runs)" of one number per run.
+    """Return "mean (least to greatest)" of one number per run, the number alone where all agree.
 
     >>> spread([1.0, 2.0])
-    '1.5 (1 to 2 over 2 runs)'
+    '1.5 (1 to 2)'
     """
     array = np.asarray(values, dtype=np.float64).ravel()
     array = array[np.isfinite(array)]
     if len(array) == 0:
         return "undefined"
-    if len(array) == 1:
-        return f"{array[0]:.{digits}g}"
-    return f"{array.mean():.{digits}g} ({array.min():.{digits}g} to {array.max():.{digits}g} over {len(array)} runs)"
+    mean, least, greatest = (f"{value:.{digits}g}" for value in (array.mean(), array.min(), array.max()))
+    return mean if least == greatest else f"{mean} ({least} to {greatest})"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import plots
-from . import arms
 from .curves import time_label, time_of
 from .recorded import KERNEL_NEED, Datasets, kernel_sets, path_of, spread, trace_kernels, variable
 
