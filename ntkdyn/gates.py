@@ -11,7 +11,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .call_sites import ALWAYS_ACTIVE, ROOT, UNCOUNTED, record_calls, untouched_generators
+from .call_sites import ALWAYS_ACTIVE, UNCOUNTED, record_calls, untouched_generators
+from .call_sites import ROOT as ROOT
 from .clone import structural_clone
 from .errors import ConfigurationError, ShapeError
 

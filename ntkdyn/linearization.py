@@ -17,20 +17,17 @@ slopes, is given instead of learned.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ConfigurationError
-from .gates import Gate, frozen, gates
+from .gates import frozen
+from .slope_owner import SLOPE_RANGE, SlopeOwner, SlopeVector, Survivors, toward
 
 Rule = Literal["clipped", "half-threshold"]
-Survivors = Literal["keep", "common", "relu"]
-
-# Beyond these a gate amplifies its negative side; SGD on slopes at step size 1 can overshoot, the clamp stops it.
-SLOPE_RANGE = (-0.5, 1.5)
 # Without a gradient of the loss the clipped step takes a slope from 0 to 1 in 4 / (3 eta lambda) calls; at strength 1
 # that is steps / 1.25, so that units that resist have the last fifth of the ramp.
 _HEAD_START = 1.25
@@ -60,212 +57,7 @@ def half_threshold(distance: Tensor, amount: float) -> Tensor:
 _RULES: dict[str, Callable[[Tensor, float], Tensor]] = {"clipped": clipped_step, "half-threshold": half_threshold}
 
 
-def _reachable(sizes: Sequence[int]) -> int:
-    """Bit set of the counts that some subset of the slopes adds up to: bit n is set if n units can remain."""
-    ones = sum(size == 1 for size in sizes)
-    bits = (1 << (ones + 1)) - 1
-    for size in sizes:
-        if size > 1:
-            bits |= bits << size
-    return bits
-
-
-class _Slopes:
-    """All slopes of a network as one vector; each entry stands for one unit, or for a whole layer-wise gate."""
-
-    def __init__(self, model: nn.Module, caller: str) -> None:
-        self.gates: dict[str, Gate] = gates(model)
-        if not self.gates:
-            raise ConfigurationError(
-                f"{caller}: {type(model).__name__} has no Gate; expected at least one; "
-                "call ntkdyn.gate_network(model) first"
-            )
-        self.sizes = [gate.units_per_slope for gate in self.gates.values() for _ in range(gate.slope.numel())]
-        self.total = sum(self.sizes)
-        self.channel_wise = max(self.sizes) == 1
-
-    def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensor.detach().to(tensors[0].device) for tensor in tensors])
-
-    def split(self, vector: Tensor) -> Iterator[tuple[str, Gate, Tensor]]:
-        parts = vector.split([gate.slope.numel() for gate in self.gates.values()])
-        return ((name, gate, part) for (name, gate), part in zip(self.gates.items(), parts, strict=True))
-
-    def values(self) -> Tensor:
-        return self.join([gate.slope for gate in self.gates.values()])
-
-    def frozen(self) -> Tensor:
-        return self.join([gate.frozen for gate in self.gates.values()])
-
-    def gradients(self) -> Tensor:
-        """Gradients that the loss left at the slopes; taken, so that the next backward pass starts from none."""
-        owners = list(self.gates.values())
-        taken = [torch.zeros_like(gate.slope) if gate.slope.grad is None else gate.slope.grad for gate in owners]
-        for gate in owners:
-            gate.slope.grad = None
-        return self.join(taken)
-
-    @torch.no_grad()
-    def write(self, values: Tensor, freeze: Tensor) -> None:
-        """Write the slopes; what is frozen, and what freezes now, becomes exactly 1."""
-        for (_, gate, part), (_, _, mask) in zip(self.split(values), self.split(freeze), strict=True):
-            gate.slope.copy_(part)
-            gate.freeze(mask)
-
-    def target(self, remaining: int | float, caller: str) -> int:
-        """Number of units that remain: an int exactly, a float as share of all units, to the nearest possible count."""
-        active = [size for size, gone in zip(self.sizes, self.frozen().tolist(), strict=True) if not gone]
-        share = isinstance(remaining, float)
-        if isinstance(remaining, bool) or not 0 <= remaining <= (1 if share else sum(active)):
-            raise ConfigurationError(
-                f"{caller}: remaining is {remaining}; expected a share in [0.0, 1.0] or a number of units in "
-                f"[0, {sum(active)}] ({self.total} in all)"
-            )
-        wanted = round(self.total * remaining) if share else int(remaining)
-        if wanted > sum(active):
-            raise ConfigurationError(
-                f"{caller}: remaining={remaining} asks for {wanted} units of {self.total}; only {sum(active)} are not "
-                "frozen yet; ask for fewer"
-            )
-        possible = _reachable(active)
-        below = next(count for count in range(wanted, -1, -1) if possible >> count & 1)
-        above = next(count for count in range(wanted, sum(active) + 1) if possible >> count & 1)
-        if below == wanted or share:
-            return above if above - wanted <= wanted - below else below
-        raise ConfigurationError(
-            f"{caller}: remaining is {wanted} units, but layer-wise gates freeze as a whole; the nearest possible "
-            f"counts are {below} and {above}; ask for one of them or for a share"
-        )
-
-    def closest(self, order: Sequence[int], active: Tensor, target: int, stop: Callable[[int, int], bool]) -> Tensor:
-        """Mask of the slopes to freeze now: in the given order, as long as the target stays reachable exactly.
-
-        stop(index, units): called with the next slope and the units still active; True ends the choice.
-        """
-        chosen = torch.zeros_like(active)
-        alive = {index: self.sizes[index] for index, open_ in enumerate(active.tolist()) if open_}
-        units = sum(alive.values())
-        for index in order:
-            if index not in alive:
-                continue
-            if units <= target or stop(index, units):
-                break
-            size = alive.pop(index)
-            fits = units - size >= target
-            if fits and not self.channel_wise:
-                fits = bool(_reachable(list(alive.values())) >> target & 1)
-            if fits:
-                units -= size
-                chosen[index] = True
-            else:
-                alive[index] = size
-        return chosen
-
-
-class _SlopeOwner:
-    """Owns the slopes of a network: ramp for `steps` calls, settle for `settle_steps` calls, then stand still."""
-
-    def __init__(
-        self, model: nn.Module, *, steps: int, survivors: Survivors, common_slope: float, settle_steps: int
-    ) -> None:
-        caller = type(self).__name__
-        if steps < 1 or settle_steps < 0:
-            raise ConfigurationError(
-                f"{caller}: steps is {steps} and settle_steps {settle_steps}; expected steps >= 1 and settle_steps >= 0"
-            )
-        if survivors not in get_args(Survivors):
-            raise ConfigurationError(
-                f"{caller}: survivors is {survivors!r}; expected one of {', '.join(get_args(Survivors))}"
-            )
-        if not SLOPE_RANGE[0] <= common_slope <= SLOPE_RANGE[1] or common_slope == 1:
-            raise ConfigurationError(
-                f"{caller}: common_slope is {common_slope}; expected a number in {list(SLOPE_RANGE)} other than 1, "
-                "at which a survivor would be linear"
-            )
-        self._slopes = _Slopes(model, caller)
-        self._model = model
-        self.steps = steps
-        self.settle_steps = settle_steps
-        self.survivors = survivors
-        self.common_slope = common_slope
-        self.calls = 0
-        # Whatever backward passes left at the slopes before, e.g. while no optimizer owned them, is no gradient of now.
-        self._slopes.gradients()
-        self._written: Tensor | None = self._slopes.values().clone()
-
-    def weights(self) -> list[nn.Parameter]:
-        """All parameters that are no slopes: what the optimizer of the loop must be given, and nothing else."""
-        owned = {id(gate.slope) for gate in self._slopes.gates.values()}
-        return [parameter for parameter in self._model.parameters() if id(parameter) not in owned]
-
-    @property
-    def done(self) -> bool:
-        """True once ramp and settling are over; from then on the slopes stand still."""
-        return self.calls >= self.steps + self.settle_steps
-
-    @property
-    def active(self) -> int:
-        """Units that are not frozen."""
-        gone = self._slopes.frozen().tolist()
-        return sum(size for size, frozen_ in zip(self._slopes.sizes, gone, strict=True) if not frozen_)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Move the slopes once; call it after each optimizer step.
-
-        The gradients that the backward pass left at the slopes are used and removed. They must be unscaled, which
-        torch.amp.GradScaler does only for the parameters of its optimizer.
-
-        Raises: ConfigurationError: somebody else moved a slope since the last call.
-        """
-        values = self._slopes.values()
-        if self._written is not None:
-            before = self._written.to(values)
-            if not bool(((values == before) | (values.isnan() & before.isnan())).all()):
-                raise ConfigurationError(
-                    f"{type(self).__name__}: a slope moved between two calls of step(); expected slopes that only the "
-                    f"{type(self).__name__} moves; give the optimizer the weights alone: "
-                    "optimizer = Adam(linearizer.weights())"
-                )
-        gradients = self._slopes.gradients()
-        self.calls += 1
-        freeze = torch.zeros_like(self._slopes.frozen())
-        if self.calls <= self.steps:
-            values, freeze = self._ramp(values, gradients)
-        if self.calls >= self.steps:
-            values = self._settle(values, self._slopes.frozen() | freeze)
-        self._slopes.write(values, freeze)
-        self._written = self._slopes.values().clone()
-
-    def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """New slopes and the mask of those that freeze, for call number self.calls of the ramp."""
-        raise NotImplementedError
-
-    def _settle(self, values: Tensor, linear: Tensor) -> Tensor:
-        if self.survivors == "keep" or self.calls > self.steps + self.settle_steps:
-            return values
-        if self.calls == self.steps and self.settle_steps:
-            return values
-        aim = self.common_slope if self.survivors == "common" else 0.0
-        return torch.where(linear, values, _toward(values, aim, self.steps + self.settle_steps - self.calls + 1))
-
-    def state_dict(self) -> dict[str, Any]:
-        """State that, with the network's own state dict, continues bit for bit."""
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state; load the network's own state dict too, before or after."""
-        self.calls = int(state["calls"])
-        self._slopes.gradients()
-        self._written = None
-
-
-def _toward(values: Tensor, aim: float, calls_left: int) -> Tensor:
-    # A straight line without a remembered start: the rest of the way, divided by the calls that are left.
-    return torch.full_like(values, aim) if calls_left <= 1 else values + (aim - values) / calls_left
-
-
-class Linearizer(_SlopeOwner):
+class Linearizer(SlopeOwner):
     """Makes gates linear under a penalty until exactly `remaining` units are nonlinear.
 
     Each of the first `steps` calls of `step()`: a <- a - eta dL/da (plain SGD); then, while more than `remaining`
@@ -376,7 +168,7 @@ class Linearizer(_SlopeOwner):
             self._rows = list(torch.cat([state["path"][name] for name in self._slopes.gates], dim=1))
 
 
-class MaskRamp(_SlopeOwner):
+class MaskRamp(SlopeOwner):
     """Control: the survivors are given. All other slopes move in a straight line to 1 within `steps` calls and freeze.
 
     mask: gate -> bool [channels] (layer-wise: [1]), True = survivor, e.g. from random_mask or survivor_mask. Survivors
@@ -401,10 +193,10 @@ class MaskRamp(_SlopeOwner):
     def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         leaving = self._leaving.to(values.device)
         left = self.steps - self.calls + 1
-        return torch.where(leaving, _toward(values, 1.0, left), values), leaving & (left == 1)
+        return torch.where(leaving, toward(values, 1.0, left), values), leaving & (left == 1)
 
 
-class SlopeReplay(_SlopeOwner):
+class SlopeReplay(SlopeOwner):
     """Control: the slopes follow a recorded path, e.g. that of another network of the same shape.
 
     path: gate -> slopes after each call, [steps, channels] (layer-wise: [steps, 1]), as Linearizer.path gives it.
@@ -458,7 +250,7 @@ class SlopeReplay(_SlopeOwner):
         return self._rows[now].to(values), self._freezes[now].to(values.device)
 
 
-def _joined_mask(slopes: _Slopes, mask: Mapping[str, Tensor], caller: str) -> Tensor:
+def _joined_mask(slopes: SlopeVector, mask: Mapping[str, Tensor], caller: str) -> Tensor:
     for name in [*slopes.gates, *mask]:
         expected = tuple(slopes.gates[name].slope.shape) if name in slopes.gates else None
         found = tuple(mask[name].shape) if name in mask else None
@@ -486,7 +278,7 @@ def random_mask(model: nn.Module, remaining: int | float, seed: int) -> dict[str
 
     Raises: ConfigurationError: no gates, or an impossible count.
     """
-    slopes = _Slopes(model, "random_mask")
+    slopes = SlopeVector(model, "random_mask")
     target = slopes.target(remaining, "random_mask")
     order = torch.randperm(len(slopes.sizes), generator=torch.Generator().manual_seed(seed)).tolist()
     active = ~slopes.frozen()
