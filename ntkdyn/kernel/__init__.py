@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..clone import structural_clone, unwrapped
 from ..errors import ConfigurationError, UnknownName, UnsupportedLayer
 from . import layerwise, reference
-from .problem import ROOT, Forward, Problem, default_forward, refuse_coupled_layers, sample_count
+from .problem import ROOT, Forward, Problem, default_forward, plain_autograd, refuse_coupled_layers, sample_count
 
 Reduction = Literal["trace", "mean", "each", "full"]
 Per = Literal["layer", "parameter"]
@@ -120,33 +120,30 @@ def empirical_ntk(
     size = sample_count(x1, "x1")
     size_2 = None if x2 is None else sample_count(x2, "x2")
 
-    # Copies of the parameters: a forward pass that writes into its own weights must not reach the live ones.
-    clone = structural_clone(model, share_parameters=False)
-    leaves = _by_live_name(model, clone)
-    own = [leaves[name].dtype for name in names]
-    result_dtype = dtype or _promoted(own)
-    compute_dtype = torch.float32 if torch.finfo(result_dtype).bits < 32 else result_dtype
-    if any(kind != compute_dtype for kind in own) and (dtype is not None or result_dtype != compute_dtype):
-        clone = clone.to(compute_dtype)
-        leaves = _by_live_name(model, clone)
-    keys = {name: _key(name, per) for name in names}
-    problem = Problem(
-        model=clone,
-        parameters={name: leaves[name] for name in names},
-        keys=keys,
-        inputs=x1,
-        inputs_2=x2,
-        sizes=(size, size if size_2 is None else size_2),
-        forward=forward or default_forward,
-        reduce="trace" if reduce == "mean" else reduce,
-        dtype=compute_dtype,
-        cast_inputs=dtype is not None or result_dtype != compute_dtype,
-        train_mode=training,
-    )
-    blocks = ENGINES[engine](problem)
-    if reduce == "mean":
-        blocks = {key: block / problem.outputs for key, block in blocks.items()}
-    blocks = {key: block.to(result_dtype) for key, block in blocks.items()}
+    with plain_autograd(model):
+        # Copies of the parameters: a forward pass that writes into its own weights must not reach the live ones.
+        clone = structural_clone(model, share_parameters=False)
+        # By position, because the clone has lost the wrappers of inner modules (torch.compile), part of their names.
+        leaves = dict(zip([name for name, _ in model.named_parameters()], clone.parameters(), strict=True))
+        result_dtype = dtype or _promoted([leaves[name].dtype for name in names])
+        compute_dtype = torch.float32 if torch.finfo(result_dtype).bits < 32 else result_dtype
+        cast = dtype is not None or result_dtype != compute_dtype
+        problem = Problem(
+            model=clone.to(compute_dtype) if cast else clone,
+            parameters={name: leaves[name] for name in names},
+            keys={name: _key(name, per) for name in names},
+            inputs=x1,
+            inputs_2=x2,
+            sizes=(size, size if size_2 is None else size_2),
+            forward=forward or default_forward,
+            reduce="trace" if reduce == "mean" else reduce,
+            dtype=compute_dtype,
+            cast_inputs=cast,
+            train_mode=training,
+        )
+        blocks = ENGINES[engine](problem)
+        scale = problem.outputs if reduce == "mean" else 1
+        blocks = {key: (block / scale).to(result_dtype) for key, block in blocks.items()}
     return blocks if per is not None else blocks[""]
 
 
@@ -161,6 +158,7 @@ def resolve_parameters(model: nn.Module, parameters: Iterable[str] | None = None
         ConfigurationError: nothing is left to take a kernel over.
         UnsupportedLayer: a parameter that is not real-valued.
     """
+    model = unwrapped(model)
     owned = dict(model.named_parameters())
     if parameters is None:
         names = [name for name, parameter in owned.items() if parameter.requires_grad]
@@ -203,12 +201,6 @@ def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> Non
         raise ConfigurationError(f"empirical_ntk: {argument} is {value!r}; expected one of {expected}")
 
 
-def _by_live_name(model: nn.Module, clone: nn.Module) -> dict[str, nn.Parameter]:
-    # By position, because the clone has lost the wrappers of inner modules (torch.compile) and their part of the name.
-    names = [name for name, _ in model.named_parameters()]
-    return dict(zip(names, clone.parameters(), strict=True))
-
-
 def _promoted(dtypes: list[torch.dtype]) -> torch.dtype:
     result = dtypes[0]
     for dtype in dtypes[1:]:
@@ -219,4 +211,4 @@ def _promoted(dtypes: list[torch.dtype]) -> torch.dtype:
 def _key(name: str, per: str | None) -> str:
     if per is None:
         return ""
-    return name if per == "parameter" else cast(str, name.rpartition(".")[0] or ROOT)
+    return name if per == "parameter" else name.rpartition(".")[0] or ROOT

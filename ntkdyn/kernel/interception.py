@@ -107,9 +107,10 @@ class Interception(TorchFunctionMode):
             names = {role: self._wanted[id(own[role])] for role in rule.roles if id(own.get(role)) in self._wanted}
             if not self._takes(rule, names, arguments):
                 return original(*args, **kwargs)
-            kept = {role: own[role] for role in names}
+            kept = {role: self._problem.parameters[name] for role, name in names.items()}
             try:
-                own.update({role: _alias(parameter) for role, parameter in kept.items()})
+                for role, parameter in kept.items():
+                    own[role] = nn.Parameter(parameter.detach())
                 output = original(*args, **kwargs)
             finally:
                 own.update(kept)
@@ -123,7 +124,7 @@ class Interception(TorchFunctionMode):
             return False
         inputs = arguments["input"]
         # Inside vmap or grad of torch.func the tensors are wrapped and mean nothing outside of it.
-        if inputs.is_nested or inputs.is_sparse or torch._C._functorch.is_functorch_wrapped_tensor(inputs):  # type: ignore[attr-defined]
+        if inputs.is_nested or inputs.is_sparse or torch._C._functorch.is_functorch_wrapped_tensor(inputs):
             return False
         if not rule.applies(arguments):
             return False

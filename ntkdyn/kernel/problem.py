@@ -22,6 +22,10 @@ from ..errors import ConfigurationError, ShapeError, UnsupportedLayer
 Forward = Callable[[nn.Module, Any], Tensor]
 
 ROOT = "<root>"
+_FOREIGN = (
+    "the outputs do not depend on the model's parameters; forward must call the model that it is given, with "
+    "gradients enabled"
+)
 
 
 @dataclass(kw_only=True)
@@ -61,19 +65,19 @@ class Problem:
         """Dotted name of the module that runs just now."""
         return (self.running[-1] if self.running else "") or ROOT
 
-    def run(self, side: int, *modes: TorchFunctionMode) -> Tensor:
-        """Outputs [N, C] of one side, with their graph; modes watch the calls."""
+    def run(self, side: int, *modes: TorchFunctionMode, sample: int | None = None) -> Tensor:
+        """Outputs [N, C] of one side, or [1, C] of one sample alone, with their graph; modes watch the calls."""
         inputs = self.inputs if side == 0 else self.inputs_2
+        chosen = slice(None) if sample is None else slice(sample, sample + 1)
         # Copies, because a network whose first layer works in place would otherwise change the caller's tensors.
-        with _plain_autograd(self.model), ExitStack() as stack:
-            copies = tree_map_only(Tensor, self._copy, inputs)
+        copies = tree_map_only(Tensor, lambda tensor: self._copy(tensor[chosen]), inputs)
+        with torch.enable_grad(), _same_random_numbers(self.model), ExitStack() as stack:
             for handle in self._name_running_layers():
                 stack.callback(handle.remove)
             stack.callback(self.running.clear)
             for mode in (RefuseCoupling(self), *modes):
                 stack.enter_context(mode)
-            outputs = self.forward(self.model, copies)
-        return self._flat(outputs, side)
+            return self._flat(self.forward(self.model, copies), self.sizes[side] if sample is None else 1)
 
     def _name_running_layers(self) -> Iterator[RemovableHandle]:
         for name, module in self.model.named_modules():
@@ -91,8 +95,13 @@ class Problem:
         copy = tensor.detach().clone()
         return copy.to(self.dtype) if self.cast_inputs and copy.is_floating_point() else copy
 
-    def _flat(self, outputs: Any, side: int) -> Tensor:
-        size = self.sizes[side]
+    def refuse_foreign_outputs(self, outputs: Tensor) -> None:
+        """Raise ConfigurationError where the outputs come from another network than the one to differentiate."""
+        found = gradients(outputs, list(self.model.parameters()), torch.ones_like(outputs))
+        if all(gradient is None for gradient in found):
+            raise ConfigurationError(_FOREIGN)
+
+    def _flat(self, outputs: Any, size: int) -> Tensor:
         if not isinstance(outputs, Tensor):
             raise ShapeError(
                 f"the forward pass returned {type(outputs).__name__}; expected a tensor [N, ...] or an object with "
@@ -103,10 +112,7 @@ class Problem:
         if outputs.dim() == 0 or outputs.shape[0] != size or outputs.numel() == 0:
             raise ShapeError(f"the outputs have shape {tuple(outputs.shape)}; expected {size} samples on axis 0")
         if not outputs.requires_grad:
-            raise ConfigurationError(
-                "the outputs do not depend on the model's parameters; forward must call the model that it is given, "
-                "with gradients enabled"
-            )
+            raise ConfigurationError(_FOREIGN)
         flat = outputs.reshape(size, -1)
         if self.outputs and flat.shape[1] != self.outputs:
             raise ShapeError(f"x1 gives {self.outputs} outputs a sample, x2 gives {flat.shape[1]}; expected the same")
@@ -202,7 +208,8 @@ class RefuseCoupling(TorchFunctionMode):
 def gradients(outputs: Tensor, inputs: Sequence[Tensor | GradientEdge], seed: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of Σ seed · outputs; None where the outputs do not depend on an input; the graph stays."""
     try:
-        return torch.autograd.grad(outputs, inputs, seed, retain_graph=True, allow_unused=True)
+        # The annotation of torch knows either tensors or edges, the function takes both.
+        return torch.autograd.grad(outputs, inputs, seed, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
     except RuntimeError as error:
         if "inplace operation" not in str(error):
             raise
@@ -212,15 +219,22 @@ def gradients(outputs: Tensor, inputs: Sequence[Tensor | GradientEdge], seed: Te
         ) from error
 
 
+def plain_autograd(model: nn.Module) -> ExitStack:
+    """Whatever the caller has switched on: neither gradients, nor inference mode, nor autocast."""
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.no_grad())
+    stack.enter_context(torch.autocast(_device(model).type, enabled=False))
+    return stack
+
+
 @contextmanager
-def _plain_autograd(model: nn.Module) -> Iterator[None]:
-    # Whatever the caller has switched: gradients on, inference mode and autocast off, and her random state unchanged.
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-        torch.random.fork_rng(devices=devices),
-    ):
+def _same_random_numbers(model: nn.Module) -> Iterator[None]:
+    # Every run starts from the caller's random state and leaves it as it was.
+    device = _device(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

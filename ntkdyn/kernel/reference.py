@@ -25,10 +25,14 @@ def _jacobian(problem: Problem, side: int) -> dict[str, Tensor]:
     outputs = problem.run(side)
     leaves = list(problem.parameters.values())
     rows: list[list[Tensor]] = [[] for _ in leaves]
+    connected = False
     for seed in torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device):
         found = gradients(outputs, leaves, seed.view(outputs.shape))
+        connected |= any(gradient is not None for gradient in found)
         for row, leaf, gradient in zip(rows, leaves, found, strict=True):
             row.append(torch.zeros_like(leaf).flatten() if gradient is None else gradient.flatten())
+    if not connected:
+        problem.refuse_foreign_outputs(outputs)
     shape = (*outputs.shape, -1)
     return {name: torch.stack(row).view(shape) for name, row in zip(problem.parameters, rows, strict=True)}
 

@@ -19,7 +19,7 @@ from . import Contribution, Outer, Site, layer_rule
 )
 def embedding(site: Site) -> Mapping[str, Contribution]:
     """y_t = W[token_t]:  dW = Σ_t onehot(token_t) ⊗ g_t; the row padding_idx gets no gradient."""
-    tokens = site.input.flatten(1).long()
+    tokens = site.input.reshape(site.input.shape[0], -1).long()
     classes, width = site.arguments["weight"].shape
     padding = site.arguments.get("padding_idx")
     padding = padding + classes if padding is not None and padding < 0 else padding
