@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
@@ -62,7 +62,7 @@ _SETTINGS: dict[str, Any] = {
 @contextmanager
 def style() -> Iterator[None]:
     """Draw inside with the settings of this module; the user's own settings come back afterwards."""
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_SETTINGS):  # type: ignore[arg-type]
         yield
 
 
@@ -71,18 +71,18 @@ def new_figure() -> Figure:
     return Figure(figsize=(WIDTH, 2.2), layout="constrained")
 
 
-def panels(figure: Figure, count: int, *, height: float = 1.75, legend: float = 0.35) -> list[Axes]:
+def panels(figure: FigureBase, count: int, *, height: float = 1.75, legend: float = 0.35) -> list[Axes]:
     """Return ``count`` axes stacked in ``figure``, whose height is set to fit.
 
     Args: height: inches a panel.  legend: inches left for a legend below.
     """
-    figure.set_size_inches(WIDTH, height * count + legend)
-    return list(figure.subplots(count, 1, squeeze=False)[:, 0])
+    return stacked(figure, [height] * count, legend=legend)
 
 
-def stacked(figure: Figure, heights: Sequence[float], *, legend: float = 0.35) -> list[Axes]:
-    """Return axes stacked in ``figure`` with these heights in inches."""
-    figure.set_size_inches(WIDTH, sum(heights) + legend)
+def stacked(figure: FigureBase, heights: Sequence[float], *, legend: float = 0.35) -> list[Axes]:
+    """Return axes stacked in ``figure`` with these heights in inches; a subfigure keeps its size."""
+    if isinstance(figure, Figure):
+        figure.set_size_inches(WIDTH, sum(heights) + legend)
     return list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights))[:, 0])
 
 
@@ -152,7 +152,7 @@ def draw_intervals(
     ax = _axes(ax)
     center, below, above = (np.asarray(column, dtype=np.float64) for column in (mean, low, high))
     spread = np.nan_to_num(np.stack([center - below, above - center]), nan=0.0)
-    return ax.errorbar(
+    drawn = ax.errorbar(
         np.asarray(x, dtype=np.float64),
         center,
         yerr=np.maximum(spread, 0),
@@ -162,7 +162,8 @@ def draw_intervals(
         capsize=2,
         elinewidth=0.8,
         label=label or None,
-    )[0]
+    )
+    return drawn.lines[0]
 
 
 def draw_reference(
@@ -225,7 +226,7 @@ def draw_rows(
     )
     ax.set_yticks(range(len(names)), list(reversed(list(names))))
     ax.set_ylim(-0.6, len(names) - 0.4)
-    return drawn[0]
+    return drawn.lines[0]
 
 
 def draw_matrix(
@@ -275,7 +276,7 @@ def draw_raster(
     return image
 
 
-def finish(figure: Figure, *, columns: int = 2) -> None:
+def finish(figure: FigureBase, *, columns: int = 2) -> None:
     """Put one legend of all labelled artists, without doubles, below the panels; one column where labels are long."""
     found: dict[str, Any] = {}
     for ax in figure.axes:
@@ -285,8 +286,9 @@ def finish(figure: Figure, *, columns: int = 2) -> None:
         # A line of the legend holds about 52 characters beside the handles.
         columns = max(1, min(columns, 52 // (max(len(label) for label in found) + 2)))
         rows = -(-len(found) // columns)
-        width, height = figure.get_size_inches()
-        figure.set_size_inches(width, height + 0.14 * max(0, rows - 2))
+        if isinstance(figure, Figure):
+            width, height = figure.get_size_inches()
+            figure.set_size_inches(width, height + 0.14 * max(0, rows - 2))
         figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns, columnspacing=1.2)
 
 
@@ -314,4 +316,4 @@ def _color_bar(ax: Axes, image: Any, label: str) -> None:
     figure = ax.figure
     bar = figure.colorbar(image, ax=ax, shrink=0.95, pad=0.02)
     bar.set_label(label)
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)

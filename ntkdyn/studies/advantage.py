@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from ..analysis.advantage import Interval
+    from ..analysis.advantage import Equivalence, Interval
     from ..results import Sweep
 
 
@@ -196,7 +196,7 @@ class Advantage:
         plots.finish(figure)
 
 
-def _comparisons(dataset: xr.Dataset, *, primary: bool) -> Iterator[tuple[str, str, Interval, object]]:
+def _comparisons(dataset: xr.Dataset, *, primary: bool) -> Iterator[tuple[str, str, Interval, Equivalence]]:
     """Task, line, gap and equivalence test of every line with a gap."""
     from ..analysis.advantage import EQUIVALENCE_MARGIN, Equivalence, Interval
 
@@ -207,9 +207,9 @@ def _comparisons(dataset: xr.Dataset, *, primary: bool) -> Iterator[tuple[str, s
                 continue
             if float(one["early"]) == float(one["late"]):
                 continue
-            numbers = [float(one[name]) for name in ("gap", "gap_low", "gap_high")]
+            mean, low, high = (float(one[name]) for name in ("gap", "gap_low", "gap_high"))
             n, p = int(one["gap_n"]), float(one["equivalence_p"])
-            gap = Interval(*numbers, n, int(one["gap_diverged"]))
+            gap = Interval(mean, low, high, n, int(one["gap_diverged"]))
             yield str(task), str(line), gap, Equivalence(bool(p < 0.05), p, EQUIVALENCE_MARGIN, n)
 
 

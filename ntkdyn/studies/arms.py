@@ -76,7 +76,8 @@ def lines(sweep: Sweep, task: str, **settings: Any) -> list[Line]:
     others = _varied(sweep, rows)
     found = []
     for key, part in rows.groupby([rows[name].astype(str) for name in ("survivors", *others)], sort=True):
-        survivors, rest = key[0], dict(zip(others, key[1:], strict=True))
+        survivors, *values = (str(value) for value in key)
+        rest = dict(zip(others, values, strict=True))
         words = [f"survivors {survivors}", *(f"{name} = {value}" for name, value in rest.items())]
         found.append(Line(", ".join(words), survivors == PRIMARY, part, survivors, rest))
     if found and not any(line.primary for line in found):

@@ -253,7 +253,7 @@ def _triple(interval: Any) -> tuple[float, float, float]:
 
 def _mismatch(dataset: xr.Dataset, task: str) -> list[str]:
     """How nonlinear the survivors of the early and the late arm are: matched count is not matched nonlinearity."""
-    lines = []
+    lines: list[str] = []
     if "survivor_nonlinearity" not in dataset:
         return lines
     for rule in (

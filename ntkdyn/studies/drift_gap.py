@@ -92,7 +92,7 @@ class DriftGap:
                 lines.append(
                     f"{task}, probe set {probe_set}, Spearman correlation with the final accuracy of {found.arms} "
                     f"arms: {'; '.join(words)}; the start epoch alone gives "
-                    f"{float(one["start_only"].sel(drift="remaining")):+.2f}."
+                    f"{float(one['start_only'].sel(drift='remaining')):+.2f}."
                 )
                 within = found.within_note or "; ".join(
                     f"{text} {float(one['within'].sel(drift=name)):+.2f} (permutation p = "
@@ -170,13 +170,14 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
     columns: list[dict[str, dict[str, float]]] = []
     for name, start in zip(rows["run"], rows["start_epoch"], strict=True):
         trunk_name = arms.trunk_run(sweep, str(name))
-        trunk = sweep.runs[trunk_name] if trunk_name is not None and trunk_name in sweep.runs else None
-        found = {}
-        for probe_set in kernel_sets(trunk) if trunk is not None else []:
-            key = (str(trunk_name), probe_set)
-            if key not in trunk_kernels:
-                trunk_kernels[key] = trace_kernels(trunk, probe_set)
-            found[probe_set] = _drifts(sweep.runs[str(name)], trunk, trunk_kernels[key], probe_set, float(start))
+        found: dict[str, dict[str, float]] = {}
+        trunk = sweep.runs.get(trunk_name or "")
+        if trunk is not None:
+            for probe_set in kernel_sets(trunk):
+                key = (str(trunk_name), probe_set)
+                if key not in trunk_kernels:
+                    trunk_kernels[key] = trace_kernels(trunk, probe_set)
+                found[probe_set] = _drifts(sweep.runs[str(name)], trunk, trunk_kernels[key], probe_set, float(start))
         sets += [probe_set for probe_set in found if probe_set not in sets]
         columns.append(found)
     starts, seeds = rows["start_epoch"].to_numpy(dtype=float), rows["seed"].to_numpy(dtype=int)

@@ -24,6 +24,7 @@ from .recorded import (
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from ..results import Run, Sweep
@@ -119,7 +120,7 @@ class KernelDistance:
             ax.set_title("")
 
 
-def _draw_levels(ax: plots.Axes, panel: Panel, dataset: xr.Dataset) -> None:
+def _draw_levels(ax: Axes, panel: Panel, dataset: xr.Dataset) -> None:
     if "to_end" not in panel.variables:
         return
     for dash, (name, words) in enumerate(LEVELS.items(), start=2):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import UndefinedMeasure
 from .curves import Panel, draw_curves, time_of
 from .recorded import KERNEL_NEED, Datasets, by_set, each_set, kernel_sets, path_of, spread, trace_kernels, variable
 
@@ -33,13 +34,14 @@ class KernelVelocity:
         sets = kernel_sets(source)
         if not sets:
             return KERNEL_NEED
-        if _dt(source) is None:
+        dt = _dt(source)
+        if dt is None:
             return "the run has no paired snapshots at one fixed dt; record with schedule=paired(..., dt=...)"
         if _epochs_per_step(source, sets[0]) is None:
             return "the length of an epoch is not known; record with steps_per_epoch="
         steps = set(source.steps(path_of("ntk", sets[0], "")).tolist())
-        if not any(step + _dt(source) in steps for step in steps):
-            return f"no two snapshots lie dt = {_dt(source)} steps apart"
+        if not any(step + dt in steps for step in steps):
+            return f"no two snapshots lie dt = {dt} steps apart"
         return None
 
     def measure(self, source: Run, /) -> xr.Dataset:
@@ -48,9 +50,10 @@ class KernelVelocity:
 
         from ..analysis import kernel_velocity
 
-        dt = _dt(source)
         parts = kernel_sets(source)
-        per_step = _epochs_per_step(source, parts[0])
+        dt, per_step = _dt(source), _epochs_per_step(source, parts[0])
+        if dt is None or per_step is None:
+            raise UndefinedMeasure(f"kernel-velocity: {self.unavailable(source)}")
 
         def one(probe_set: str) -> xr.Dataset:
             group = path_of("ntk", probe_set, "")

@@ -80,4 +80,4 @@ def _fields(run: Run) -> list[str]:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over everything but the step axis: some probes keep one value a sample."""
-    return values.reshape(len(values), -1).mean(1)
+    return np.asarray(values.reshape(len(values), -1).mean(1))

@@ -82,12 +82,12 @@ def trace_kernels(run: Run, probe_set: str) -> NDArray[np.float64]:
     name = path_of("ntk", probe_set, "kernel")
     if name not in run:
         # Recorded per layer only: the layers add up to the whole.
-        return np.asarray(run[path_of("ntk", probe_set, "layers")], dtype=np.float64).sum(1)
+        return np.asarray(np.asarray(run[path_of("ntk", probe_set, "layers")], dtype=np.float64).sum(1))
     kernels = np.asarray(run[name], dtype=np.float64)
     if kernels.ndim == 5:
-        return np.einsum("snmcc->snm", kernels)
+        return np.asarray(np.einsum("snmcc->snm", kernels))
     if kernels.ndim == 4:
-        return kernels.sum(1)
+        return np.asarray(kernels.sum(1))
     return kernels
 
 

@@ -94,5 +94,5 @@ def _sets(run: Run) -> list[str]:
 def _columns(targets: NDArray[np.generic]) -> NDArray[np.float64]:
     """Targets as columns [N, C]: class numbers become one-hot."""
     if np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1:
-        return (targets[:, None] == np.unique(targets)[None]).astype(np.float64)
+        return np.asarray(targets[:, None] == np.unique(targets)[None], dtype=np.float64)
     return np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
