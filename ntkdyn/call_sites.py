@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -149,7 +149,8 @@ class _CallRecorder(TorchFunctionMode):
         super().__init__()
         self.log = log
         self.stack: list[_Frame] = []
-        self.axes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        # Typed here: the class of torch has no types.
+        self.axes: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
 
     def enter(self, frame: _Frame) -> None:
         self.stack.append(frame)
@@ -226,7 +227,7 @@ class _CallRecorder(TorchFunctionMode):
             if axis is None:
                 continue
             if tuple(output.shape) == shape and (tuple(output.stride()) == stride or not output._is_view()):
-                return int(axis)
+                return axis
             if output._is_view() and tuple(output.stride()) != stride:
                 # transpose, permute, flatten, reshape: the axis that walks the memory as the channels did.
                 walks = (shape[axis], stride[axis])
@@ -235,9 +236,9 @@ class _CallRecorder(TorchFunctionMode):
                     return same[0]
                 continue
             if output.dim() == len(shape) and tuple(output.stride()) == stride and output._is_view():
-                return int(axis)
+                return axis
             if output.dim() == len(shape) and output.shape[axis] == shape[axis]:
-                return int(axis)
+                return axis
         return None
 
 

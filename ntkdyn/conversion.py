@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,10 +83,12 @@ def gate_network(
         _separate_aliases(studied)
         plan = _plan(studied, [predicted_calls(studied)])
     else:
-        log, other = _record(model, example, None), _record(model, example, not model.training)
+        logs = [_record(model, example)]
         # In the other mode the network may not run, e.g. BatchNorm on a single sample: then nothing is known of it.
-        modes += [not model.training] if other else []
-        plan = _plan(structural_clone(model), [log, other] if other else [log])
+        with suppress(Exception):
+            logs.append(_record(model, example, other_mode=True))
+            modes.append(not model.training)
+        plan = _plan(structural_clone(model), logs)
     gated = copy.deepcopy(model)
     _apply(plan, gated, granularity)
     if example is not None:
@@ -97,18 +100,13 @@ def gate_network(
     return model
 
 
-def _record(model: nn.Module, example: Any, training: bool | None) -> CallLog | None:
+def _record(model: nn.Module, example: Any, *, other_mode: bool = False) -> CallLog:
     studied = structural_clone(model)
     _separate_aliases(studied)
-    if training is None:
-        with untouched_generators(model):
-            return record_calls(studied, example, opaque=(Gate,))
-    studied.train(training)
-    try:
-        with untouched_generators(model):
-            return record_calls(studied, example, opaque=(Gate,))
-    except Exception:
-        return None
+    if other_mode:
+        studied.train(not model.training)
+    with untouched_generators(model):
+        return record_calls(studied, example, opaque=(Gate,))
 
 
 def _separate_aliases(model: nn.Module) -> None:
@@ -152,7 +150,7 @@ def _plan(studied: nn.Module, logs: list[CallLog]) -> _Plan:
 
 
 def _kinds_of(model: nn.Module) -> set[str]:
-    kinds = (Gate, *ALWAYS_ACTIVE, *UNCOUNTED)
+    kinds: tuple[type[nn.Module], ...] = (Gate, *ALWAYS_ACTIVE, *UNCOUNTED)
     return {type(module).__name__ for module in model.modules() if isinstance(module, kinds)}
 
 

@@ -153,7 +153,7 @@ class Linearizer(SlopeOwner):
         return {name: part.clone() for name, part in self._split_rows(rows)}
 
     def _split_rows(self, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
-        parts = rows.split([gate.slope.numel() for gate in self._slopes.gates.values()], dim=1)
+        parts = torch.split(rows, [gate.slope.numel() for gate in self._slopes.gates.values()], dim=1)
         return zip(self._slopes.gates, parts, strict=True)
 
     def state_dict(self) -> dict[str, Any]:

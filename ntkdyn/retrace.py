@@ -145,8 +145,8 @@ class _Retraced:
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class exists in this process only; copies and files hold what it takes to make it again.
         packed = {mode: _pack(values) for mode, values in self._globals.items()}
-        _, _, *state = super().__reduce_ex__(4)
-        return (_empty_instance, (self._original_class, dict(self._sources), packed), *state)
+        state: Any = super().__reduce_ex__(4)
+        return (_empty_instance, (self._original_class, dict(self._sources), packed), *state[2:])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         used: set[str] = set()

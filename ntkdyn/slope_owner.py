@@ -45,7 +45,7 @@ class SlopeVector:
         return torch.cat([tensor.detach().to(tensors[0].device) for tensor in tensors])
 
     def split(self, vector: Tensor) -> Iterator[tuple[str, Gate, Tensor]]:
-        parts = vector.split([gate.slope.numel() for gate in self.gates.values()])
+        parts = torch.split(vector, [gate.slope.numel() for gate in self.gates.values()])
         return ((name, gate, part) for (name, gate), part in zip(self.gates.items(), parts, strict=True))
 
     def values(self) -> Tensor:

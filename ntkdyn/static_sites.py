@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def predicted_calls(model: nn.Module) -> CallLog:
             scopes = scopes[:-1]
         key, owner = scopes[-1] if scopes else ("", "")
         if call:
-            invocations.setdefault(key, (owner, []))[1].append(_owned(call, owner))
+            invocations.setdefault(key, (owner, []))[1].append(replace(call, owner=owner))
     log = CallLog()
     for owner, calls in invocations.values():
         log.invocations.setdefault((owner, model.training), []).append(calls)
@@ -85,20 +86,17 @@ def predicted_calls(model: nn.Module) -> CallLog:
     return log
 
 
-def _owned(call: Call, owner: str) -> Call:
-    return Call(**{**vars(call), "owner": owner})
-
-
-def _transformer_calls(name: str, layer: nn.Module) -> list[list[Call]]:
-    activation, hidden = layer.activation, layer.linear1
-    own = {"owner": name, "channels": hidden.out_features, "dim": -1, "like": hidden.weight.new_empty(0)}
+def _transformer_calls(name: str, layer: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> list[list[Call]]:
+    activation: Any = layer.activation
+    kind = held_function(activation)
     if type(activation) in CONVERTIBLE:
         call = _module_call(activation, f"{name}.activation".lstrip("."))
-        return [[Call(**{**vars(call), **own})]]
-    kind = held_function(activation)
-    if kind is None or kind[0] != "convertible":
+    elif kind is not None and kind[0] == "convertible":
+        call = Call(kind=kind[0], label=kind[1], function="relu", owner=name, attribute="activation")
+    else:
         return []
-    return [[Call(kind=kind[0], label=kind[1], function="relu", attribute="activation", **own)]]
+    hidden = layer.linear1
+    return [[replace(call, owner=name, channels=hidden.out_features, dim=-1, like=hidden.weight.detach().new_empty(0))]]
 
 
 def _module_call(module: nn.Module, name: str) -> Call:
@@ -129,7 +127,7 @@ def _call_of(
         if kind and kind[0] == "convertible":
             slope: float | Tensor = 0.0
             if name.startswith("leaky_relu"):
-                slope = float(node.kwargs.get("negative_slope", node.args[1] if len(node.args) > 1 else 0.01))
+                slope = _number(node.kwargs.get("negative_slope", node.args[1] if len(node.args) > 1 else 0.01))
             elif name == "prelu":
                 slope = _parameter(node.kwargs.get("weight", node.args[-1]), modules[""]).detach().clone()
             call = Call(
@@ -143,7 +141,7 @@ def _call_of(
     if call is None:
         return None
     known = channels.get(node.args[0] if node.args else node.kwargs["input"])  # type: ignore[arg-type]
-    return call if known is None else Call(**{**vars(call), "channels": known[0], "dim": known[1], "like": known[2]})
+    return call if known is None else replace(call, channels=known[0], dim=known[1], like=known[2])
 
 
 def _channels_of(
@@ -183,6 +181,15 @@ def _channels_of_layer(layer: nn.Module, before: _Channels | None) -> _Channels 
 
 def _name(node: torch.fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, int | float):
+        return float(value)
+    raise ConversionError(
+        "gate_network: a leaky_relu computes its slope; expected a number, or an example to run the network on; call "
+        "gate_network(model, example)"
+    )
 
 
 def _parameter(value: Any, model: nn.Module) -> Tensor:
