@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -78,15 +79,15 @@ class SlopeVector:
                 f"{caller}: remaining is {remaining}; expected a share in [0.0, 1.0] or a number of units in "
                 f"[0, {sum(active)}] ({self.total} in all)"
             )
-        wanted = round(self.total * remaining) if share else int(remaining)
+        wanted = self.total * remaining if share else int(remaining)
         if wanted > sum(active):
             raise ConfigurationError(
-                f"{caller}: remaining={remaining} asks for {wanted} units of {self.total}; only {sum(active)} are not "
+                f"{caller}: remaining={remaining} asks for {wanted:g} units of {self.total}; only {sum(active)} are not "
                 "frozen yet; ask for fewer"
             )
         possible = reachable(active)
-        below = next(count for count in range(wanted, -1, -1) if possible >> count & 1)
-        above = next(count for count in range(wanted, sum(active) + 1) if possible >> count & 1)
+        below = next(count for count in range(math.floor(wanted), -1, -1) if possible >> count & 1)
+        above = next(count for count in range(math.ceil(wanted), sum(active) + 1) if possible >> count & 1)
         if below == wanted or share:
             return above if above - wanted <= wanted - below else below
         raise ConfigurationError(
