@@ -279,7 +279,7 @@ def draw_raster(
 def finish(figure: FigureBase, *, columns: int = 2) -> None:
     """Put one legend of all labelled artists, without doubles, below the panels; one column where labels are long."""
     found: dict[str, Any] = {}
-    for ax in figure.axes:
+    for ax in list(figure.axes):
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
