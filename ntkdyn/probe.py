@@ -55,7 +55,7 @@ class Snapshot:
     Attributes:
         step: applied optimizer steps so far.
         epoch: step / steps_per_epoch, or None where the recorder was not told.
-        model: the clone.
+        model: a clone of its own for each probe, made when it is first asked for.
         inputs, targets: the probe set; targets is None where none were given.
         set: name of the probe set, "" for the only unnamed one.
         parameters: names of the parameters whose kernel is recorded, fixed at attach.
@@ -66,7 +66,7 @@ class Snapshot:
         *,
         step: int,
         epoch: float | None,
-        model: nn.Module,
+        model: Callable[[], nn.Module],
         inputs: Any,
         targets: Any,
         set: str,
@@ -79,11 +79,11 @@ class Snapshot:
     ) -> None:
         self.step = step
         self.epoch = epoch
-        self.model = model
         self.inputs = inputs
         self.targets = targets
         self.set = set
         self.parameters = parameters
+        self._model = model
         self._forward = forward
         self._loss = loss
         self._preactivations = preactivations
@@ -95,6 +95,12 @@ class Snapshot:
         if key not in self._cache:
             self._cache[key] = compute()
         return self._cache[key]
+
+    @property
+    def model(self) -> nn.Module:
+        """The network at this step, in evaluation mode; what a probe does to it, nobody else sees."""
+        result: nn.Module = self._once("model", self._model)
+        return result
 
     @property
     def outputs(self) -> Tensor:

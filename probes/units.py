@@ -29,14 +29,19 @@ class NonlinearUnits:
         counts = _counts(snapshot)
         if not counts.total:
             raise ConfigurationError(
-                f"the network has no Gate; expected at least one (always active: {_listed(counts.always_active) or 'none'}); "
-                "call ntkdyn.gate_network(model) before training, or leave the probe units out"
+                "the network has no Gate; expected at least one (always active: "
+                f"{_listed(counts.always_active) or 'nothing'}); call ntkdyn.gate_network(model) before training, or "
+                "leave the probe units out"
             )
         names = list(counts.total)
         axis: dict[str, Any] = {"dims": ("gate",), "shape": (len(names),), "coordinates": {"gate": names}}
-        facts = {"always_active": _listed(counts.always_active), "uncounted": _listed(counts.uncounted)}
+        # On all fields, so that they stand at the group too.
+        axis["attributes"] = {
+            "always_active": _listed(counts.always_active),
+            "uncounted": _listed(counts.uncounted),
+        }
         return [
-            Field(name="active", dtype="i8", unit="units", long_name="active units", attributes=facts, **axis),
+            Field(name="active", dtype="i8", unit="units", long_name="active units", **axis),
             Field(name="total", dtype="i8", unit="units", long_name="units", static=True, **axis),
             Field(name="weighted", dtype="f8", unit="units", long_name="units weighted by |1 - slope|", **axis),
         ]

@@ -1,0 +1,99 @@
+"""Whether the outputs of a network are one function of each sample; if not, which layer is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .errors import NondeterministicForward
+from .snapshots import Forward, ProbeSet, checked_outputs
+
+
+def check_forward(model: nn.Module, probe_set: ProbeSet, forward: Forward) -> None:
+    """Run the set twice, and once split in two; outputs must agree.
+
+    Batches of other sizes take other matrix kernels, which add in another order: in a network of width 4096 and depth
+    20 float32 outputs differ by some 1e-6 of the largest one, float64 by 1e-15. Allowed are 1000 roundings (1.2e-4 in
+    float32), and never less than TF32 needs where an accelerator may use it. Dropout or batch statistics move outputs
+    by percents.
+
+    Raises: NondeterministicForward: names the first layer whose output differs.
+    """
+    inputs, size = probe_set.inputs, probe_set.size
+    where = f"set {probe_set.name!r}: " if probe_set.name else ""
+
+    def run(part: slice) -> Tensor:
+        samples = tree_map(lambda leaf: leaf[part].clone(), inputs)
+        return checked_outputs(forward(model, samples), len(range(size)[part]))
+
+    whole, halves = slice(None), (slice(0, size // 2), slice(size // 2, None))
+    with torch.no_grad():
+        first, second = run(whole), run(whole)
+        if _differ(first, second):
+            layer = _first_difference(model, lambda: run(whole), [lambda: run(whole)])
+            raise NondeterministicForward(
+                f"{where}{layer} gives other outputs on the same inputs when called again; expected a deterministic "
+                "forward pass in evaluation mode; switch its randomness off where self.training is False"
+            )
+        if size > 1 and _differ(first, torch.cat([run(half) for half in halves])):
+            layer = _first_difference(model, lambda: run(whole), [lambda: run(halves[0]), lambda: run(halves[1])])
+            raise NondeterministicForward(
+                f"{where}{layer} gives a sample outputs that depend on the other samples of the batch; expected one "
+                "function of each sample in evaluation mode; use running statistics there (track_running_stats=True)"
+            )
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return True
+    if not first.is_floating_point():
+        return not torch.equal(first, second)
+    rounding = torch.finfo(first.dtype).eps
+    least = 0.01 if first.is_cuda and first.dtype == torch.float32 else 0.0
+    allowed = max(min(1000 * rounding, 0.05), least)
+    finite = first.isfinite() & second.isfinite()
+    if not torch.equal(first.isnan(), second.isnan()):
+        return True
+    scale = first[finite].abs().max() if finite.any() else first.new_zeros(())
+    return bool(((first - second)[finite].abs() > allowed * scale).any())
+
+
+def _first_difference(model: nn.Module, once: Callable[[], Any], again: Sequence[Callable[[], Any]]) -> str:
+    """The layer, named, whose outputs differ first, in the order in which layers finish: children before parents."""
+    expected = _traced(model, once)
+    found = [_traced(model, run) for run in again]
+    for index, (name, kind, outputs) in enumerate(expected):
+        parts = [trace[index][2] if index < len(trace) else None for trace in found]
+        if outputs is None or any(part is None for part in parts):
+            continue
+        joined = parts[0] if len(parts) == 1 else _concatenated(parts, outputs)
+        if joined is not None and _differ(outputs, joined):
+            return f"layer {name or '<root>'!r} ({kind})"
+    return f"the forward pass outside the layers of {type(model).__name__}"
+
+
+def _concatenated(parts: Sequence[Any], whole: Tensor) -> Tensor | None:
+    try:
+        joined = torch.cat(list(parts))
+    except RuntimeError:
+        return None
+    return joined if joined.shape == whole.shape else None
+
+
+def _traced(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, Tensor | None]]:
+    finished: list[tuple[str, str, Tensor | None]] = []
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+
+            def take(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:
+                tensor = output if isinstance(output, Tensor) else None
+                finished.append((name, type(module).__name__, None if tensor is None else tensor.detach().clone()))
+
+            stack.callback(module.register_forward_hook(take).remove)
+        run()
+    return finished

@@ -1,0 +1,314 @@
+"""Runs probes on one state of the network and checks what they return against what they declared."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .clone import structural_clone
+from .determinism import check_forward
+from .errors import ConfigurationError, NtkdynError, ProbeError
+from .gates import gates
+from .kernel import resolve_parameters
+from .probe import Field, Probe, Snapshot
+from .schedule import Schedule
+from .snapshots import BatchNorm, Forward, Loss, Pass, ProbeSet, reestimate, undisturbed
+from .store.declare import declared
+from .store.segment import TEXT, Declaration
+
+OnError = Literal["raise", "warn", "disable"]
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Watched:
+    """One probe under observation.
+
+    Attributes:
+        name: group name in the recording.
+        due: step -> whether it wants a snapshot; schedule is what the user gave, for its description.
+        sets: names of its probe sets; [""] or the first one for a probe that does not look at inputs.
+        fields: what it declared, by group; last: its last recorded arrays, by group.
+        step: the last step at which it was measured; seconds: how long that took.
+        skipped: scheduled snapshots left out because of max_overhead; missed: the last step left out.
+    """
+
+    probe: Probe
+    name: str
+    schedule: Schedule | None
+    due: Callable[[int], bool]
+    sets: tuple[str, ...]
+    uses_inputs: bool
+    fields: dict[str, dict[str, Field]] = field(default_factory=dict)
+    last: dict[str, dict[str, Array]] = field(default_factory=dict)
+    step: int | None = None
+    seconds: float = 0.0
+    skipped: int = 0
+    disabled: bool = False
+
+    def group(self, set_name: str) -> str:
+        """Where the arrays of a probe set lie: "ntk/test", or "ntk" for the unnamed set and probes without inputs."""
+        return f"{self.name}/{set_name}" if set_name and self.uses_inputs else self.name
+
+
+class Observer:
+    """Shows one state of the network to probes.
+
+    ``parameters`` are resolved at the first observation and stay; so are determinism and independence of the samples
+    checked.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sets: Mapping[str, ProbeSet],
+        *,
+        forward: Forward,
+        loss: Loss | None,
+        batchnorm: BatchNorm,
+        calibration: Any,
+        parameters: Iterable[str] | None,
+        on_error: OnError,
+    ) -> None:
+        self._model = model
+        self._sets = sets
+        self._forward = forward
+        self._loss = loss
+        self.batchnorm = batchnorm
+        self._calibration = calibration
+        self._wanted = parameters
+        self._on_error = on_error
+        self._checked: set[str] = set()
+        self._with_preactivations: set[str] = set()
+        self.parameters: tuple[str, ...] | None = None
+        self.declarations: dict[str, Declaration] = {}
+
+    def observe(self, step: int, epoch: float | None, watches: Sequence[Watched]) -> dict[str, dict[str, Array]]:
+        """Measure the probes and return their arrays by group; what failed is left out, as on_error says.
+
+        Raises: ProbeError: a probe failed and on_error is "raise".  NondeterministicForward.
+        """
+        device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
+        records: dict[str, dict[str, Array]] = {}
+        with undisturbed(device):
+            clone = structural_clone(self._model).eval()
+            if self.parameters is None:
+                self.parameters = self._resolved(clone)
+            if self.batchnorm == "reestimate":
+                reestimate(clone, tree_map(lambda leaf: leaf.to(device), self._calibration), self._forward)
+            passes: dict[str, Pass] = {}
+            for watched in watches:
+                started = time.perf_counter()
+                for name in watched.sets:
+                    if name not in passes:
+                        passes[name] = self._pass(clone, self._sets[name].to(device))
+                    arrays = self._measured(watched, passes[name], self._sets[name].to(device), clone, step, epoch)
+                    if arrays is not None:
+                        records[watched.group(name)] = arrays
+                watched.step = step
+                watched.seconds = time.perf_counter() - started
+            self._with_preactivations |= {name for name, one in passes.items() if one.with_preactivations}
+        return records
+
+    def _resolved(self, clone: nn.Module) -> tuple[str, ...]:
+        if self._wanted is not None:
+            return resolve_parameters(clone, self._wanted)
+        slopes = {id(gate.slope) for gate in gates(self._model).values()}
+        learning = {
+            id(parameter)
+            for parameter in self._model.parameters()
+            if parameter.requires_grad and parameter.is_floating_point() and id(parameter) not in slopes
+        }
+        # Clone and network hold their parameters in the same order; the clone's names are those without wrappers.
+        pairs = zip(clone.named_parameters(), self._model.parameters(), strict=True)
+        return tuple(name for (name, _), live in pairs if id(live) in learning)
+
+    def _pass(self, clone: nn.Module, probe_set: ProbeSet) -> Pass:
+        if probe_set.name not in self._checked:
+            check_forward(clone, probe_set, self._forward)
+            self._checked.add(probe_set.name)
+        return Pass(
+            clone,
+            probe_set,
+            forward=self._forward,
+            loss=self._loss,
+            parameters=self.parameters or (),
+            with_preactivations=probe_set.name in self._with_preactivations,
+        )
+
+    def _measured(
+        self, watched: Watched, shared: Pass, probe_set: ProbeSet, clone: nn.Module, step: int, epoch: float | None
+    ) -> dict[str, Array] | None:
+        """The probe's arrays for one probe set, or None where it is or becomes disabled, or failed."""
+        if watched.disabled:
+            return None
+        group = watched.group(probe_set.name)
+        where = f"probe {watched.name!r}{f', set {probe_set.name!r}' if group != watched.name else ''}, step {step}"
+        last = watched.last.setdefault(group, {})
+        # Copies of everything that is shared: a probe that works in place must not spoil it for the next one.
+        snapshot = Snapshot(
+            step=step,
+            epoch=epoch,
+            model=lambda: structural_clone(clone, share_parameters=False).eval(),
+            inputs=tree_map(Tensor.clone, probe_set.inputs),
+            targets=None if probe_set.targets is None else probe_set.targets.clone(),
+            set=probe_set.name,
+            parameters=self.parameters or (),
+            forward=lambda: shared.outputs().clone(),
+            loss=shared.loss,
+            preactivations=lambda: {name: value.clone() for name, value in shared.preactivations().items()},
+            kernel=lambda reduce, per: tree_map(Tensor.clone, shared.kernel(reduce, per)),
+            previous=last.get,
+        )
+        try:
+            if group not in watched.fields:
+                watched.fields[group] = self._declared(watched.probe, snapshot, group, where)
+            arrays = checked_arrays(watched.probe.measure(snapshot), watched.fields[group], last, where)
+        except Exception as error:
+            self._failed(watched, error, where)
+            return None
+        last.update(arrays)
+        return arrays
+
+    def _declared(self, probe: Probe, snapshot: Snapshot, group: str, where: str) -> dict[str, Field]:
+        fields = list(probe.fields(snapshot))
+        for one in fields:
+            if not isinstance(one, Field):
+                raise ProbeError(f"{where}: fields() gave {type(one).__name__}, expected ntkdyn.Field objects")
+        self.declarations[group] = declared(self.declarations, group, fields, {}, stepped=True)
+        return {one.name: one for one in fields}
+
+    def _failed(self, watched: Watched, error: Exception, where: str) -> None:
+        if isinstance(error, ProbeError) and str(error).startswith(where):
+            failure = error
+        else:
+            kind = "" if isinstance(error, NtkdynError) else f"{type(error).__name__}: "
+            failure = ProbeError(f"{where}: {kind}{' '.join(str(error).split())}")
+            failure.__cause__ = error
+        if self._on_error == "raise":
+            raise failure
+        what = "its value is left out"
+        if self._on_error == "disable":
+            watched.disabled = True
+            what = "the probe is switched off"
+        warnings.warn(f"{failure}; {what}, training goes on", RuntimeWarning, stacklevel=2)
+
+
+def checked_arrays(
+    measured: Any, fields: Mapping[str, Field], recorded: Mapping[str, Array], where: str
+) -> dict[str, Array]:
+    """Return arrays in their declared dtypes.
+
+    Args: recorded: what is recorded already; static fields in it need not come again.
+    Raises: ProbeError: names the field, what was found, what was declared.
+    """
+    if not isinstance(measured, Mapping):
+        raise ProbeError(f"{where}: measure() gave {type(measured).__name__}, expected a mapping of field to array")
+    unknown = sorted(set(map(str, measured)) - set(fields))
+    if unknown:
+        raise ProbeError(
+            f"{where}, field {unknown[0]!r}: found no declaration, expected one of {', '.join(fields) or 'no field'}; "
+            "return it from fields()"
+        )
+    arrays = {}
+    for name, one in fields.items():
+        if name in measured:
+            arrays[name] = _checked_array(measured[name], one, f"{where}, field {name!r}")
+        elif not (one.static and name in recorded):
+            raise ProbeError(
+                f"{where}, field {name!r}: found nothing, expected shape {list(one.shape)}; measure() must return it"
+            )
+    return arrays
+
+
+def _checked_array(value: Any, declaration: Field, where: str) -> Array:
+    array = _as_array(value)
+    if array.shape != tuple(declaration.shape):
+        raise ProbeError(
+            f"{where}: found shape {list(array.shape)}, expected {list(declaration.shape)} as declared; declare what "
+            "is measured"
+        )
+    if declaration.dtype == TEXT:
+        return array
+    target = np.dtype(declaration.dtype)
+    fits = np.can_cast(array.dtype, target, "same_kind") or (array.dtype.kind in "biu" and target.kind in "biu")
+    if not fits:
+        raise ProbeError(f"{where}: found dtype {array.dtype}, expected {target} as declared; declare what is measured")
+    if array.dtype.kind == "f" and not declaration.attributes.get("allow_nan", False) and np.isnan(array).any():
+        raise ProbeError(
+            f"{where}: found NaN in {int(np.isnan(array).sum())} of {array.size} numbers, expected none; declare "
+            "attributes={'allow_nan': True} where NaN has a meaning"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(target)
+    same = converted == array if target.kind in "biu" else np.isfinite(converted) | ~np.isfinite(array)
+    if not np.all(same):
+        raise ProbeError(
+            f"{where}: found numbers beyond the range of {target}, expected them to fit; declare a larger dtype"
+        )
+    return converted
+
+
+def _as_array(value: Any) -> Array:
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value):
+        value = torch.stack(list(value))
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        return np.array(tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)
+    return np.array(value)
+
+
+def shared_attributes(fields: Iterable[Field]) -> dict[str, Any]:
+    """Attributes that all fields of a group have in common; they stand at the group too."""
+    all_attributes = [one.attributes for one in fields]
+    first = all_attributes[0] if all_attributes else {}
+    return {
+        key: value for key, value in first.items() if all(key in one and one[key] == value for one in all_attributes)
+    }
+
+
+def watches_of(
+    probes: Sequence[tuple[Probe, str, Schedule | Callable[[int], bool] | None, Sequence[str] | None]],
+    sets: Mapping[str, ProbeSet],
+) -> list[Watched]:
+    """Return what is to be watched.
+
+    Args: probes: probe, group name, schedule (None: every step), names of its probe sets (None: all).
+    Raises: ConfigurationError: two probes of one name, or a schedule that is no function of the step.
+    """
+    watches: list[Watched] = []
+    for probe, name, schedule, wanted in probes:
+        if name in {one.name for one in watches}:
+            raise ConfigurationError(
+                f"probes: found two with the name {name!r}, expected different names; use Watch(name=...)"
+            )
+        if schedule is not None and not callable(schedule):
+            raise ConfigurationError(
+                f"probe {name!r}: found schedule={schedule!r}, expected a function of the step, e.g. ntkdyn.every(100)"
+            )
+        uses_inputs = bool(getattr(probe, "uses_inputs", True))
+        chosen = tuple(sets if wanted is None else wanted)
+        watches.append(
+            Watched(
+                probe=probe,
+                name=name,
+                schedule=schedule if isinstance(schedule, Schedule) else None,
+                # The bare function: a Schedule called as an object costs a second call a step.
+                due=schedule.due if isinstance(schedule, Schedule) else schedule or _always,
+                sets=chosen if uses_inputs else chosen[:1],
+                uses_inputs=uses_inputs,
+            )
+        )
+    return watches
+
+
+def _always(step: int) -> bool:
+    return True

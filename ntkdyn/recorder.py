@@ -1,0 +1,453 @@
+"""Recorder: probes, a schedule and a file, attached to an optimizer; training goes as if it were not there."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import ConfigurationError, UnknownName
+from .interruption import Interruption
+from .kernel.problem import default_forward
+from .observer import Observer, OnError, Watched, shared_attributes, watches_of
+from .plugins import load_probe, snake
+from .probe import Probe
+from .recording import Recording, weights_digest
+from .schedule import Schedule
+from .snapshots import BatchNorm, Forward, Loss, ProbeSet, fixed_inputs, has_running_norms, probe_sets
+from .store.files import check_name
+
+Due = Schedule | Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A probe with a schedule, probe sets and a name of its own.
+
+    Args:
+        probe: a probe or the name of one, as in ``ntkdyn.Recorder``.
+        schedule: step -> bool; None takes the recorder's.
+        sets: names of the recorder's probe sets; None takes all.
+        name: group in the recording; None takes the probe's name.
+    """
+
+    probe: Probe | str
+    schedule: Due | None = None
+    sets: Sequence[str] | None = None
+    name: str | None = None
+
+
+class Recorder:
+    """Records probes during training into a folder of its own; weights, optimizer and random states stay bit-identical.
+
+    Args:
+        model: the network that is trained.
+        probes: names ("ntk", "ntk:reduce=full", "my.py:MyProbe"), probes, or Watch.
+        sets: a tensor, (inputs, targets), or {"train": (x, y), "test": ...}; stored in the run.
+        path: new or empty folder.
+        schedule: step -> bool for probes without their own; None records at every step. The first and the last step
+            are always recorded.
+        forward: forward(model, inputs) -> outputs [N, ...]; the default is model(inputs), or its .logits.
+        loss: loss(outputs, targets) -> [N]; the default is cross-entropy for class numbers and mean squared error over
+            the outputs for real targets.
+        steps_per_epoch: makes epochs out of steps.
+        batchnorm: "reestimate" gives every BatchNorm of the clone the statistics of the calibration batch, "running"
+            takes its running ones; None: "reestimate" where calibration is given, else "running" with one warning.
+        calibration: inputs of that batch; stored in the run.
+        parameters: names or patterns of the parameters of the kernel; None: all weights and biases, that is every
+            parameter with requires_grad that is not a Gate's slope. Resolved once, at the first snapshot.
+        on_error: what a failing probe does: "raise" ends the recording and raises, "warn" leaves the value out,
+            "disable" switches the probe off.
+        max_overhead: largest share of the wall time that snapshots may take, e.g. 0.1; scheduled ones beyond it are
+            skipped and reported at the end.
+        manifest: further entries of run.json.
+
+    In a process group of torch.distributed only rank 0 records, and without collective calls.
+
+    Raises: ConfigurationError, UnknownName: settings.  RecordingExists: the folder holds something.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe | str | Watch],
+        sets: Any,
+        *,
+        path: str | Path,
+        schedule: Due | None = None,
+        forward: Forward | None = None,
+        loss: Loss | None = None,
+        steps_per_epoch: int | None = None,
+        batchnorm: BatchNorm | None = None,
+        calibration: Any = None,
+        parameters: Iterable[str] | None = None,
+        on_error: OnError = "raise",
+        max_overhead: float | None = None,
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
+        _choice("on_error", on_error, get_args(OnError))
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ConfigurationError(f"Recorder: found steps_per_epoch={steps_per_epoch}, expected at least 1")
+        if max_overhead is not None and not 0 < max_overhead < 1:
+            raise ConfigurationError(f"Recorder: found max_overhead={max_overhead}, expected a share between 0 and 1")
+        self.path = Path(path)
+        self.step = 0
+        self._model = model
+        self._sets = probe_sets(sets)
+        for name in self._sets:
+            if name:
+                check_name(name, "probe set")
+        self._watches = watches_of([_entry(item, schedule, self._sets) for item in _listed(probes)], self._sets)
+        self._calibration = None if calibration is None else fixed_inputs(calibration, "calibration")
+        self._observer = Observer(
+            model,
+            self._sets,
+            forward=forward or default_forward,
+            loss=loss,
+            batchnorm=_batchnorm(batchnorm, calibration is not None, model),
+            calibration=self._calibration,
+            parameters=None if parameters is None else tuple(parameters),
+            on_error=on_error,
+        )
+        self._steps_per_epoch = steps_per_epoch
+        self._max_overhead = max_overhead
+        self._active = _is_first_process()
+        self._recording = (
+            Recording(self.path, self._sets, self._calibration, dict(manifest or {})) if self._active else None
+        )
+        self._hooks = ExitStack()
+        self._counting = self._attached = self._closed = False
+        self._since = time.perf_counter()
+        self._spent = 0.0
+
+    @contextmanager
+    def attach(
+        self, *optimizers: torch.optim.Optimizer, first_step: int | None = None, total_steps: int | None = None
+    ) -> Iterator[Recorder]:
+        """Record now, after each applied optimizer step that is due, and the last step once at the end.
+
+        With several optimizers one training step is one applied step of the last one listed. Steps that
+        torch.amp.GradScaler skips do not count. Without optimizers, call ``record()`` after each step yourself.
+
+        Ctrl-C and SIGTERM give a last snapshot and close the recording as "interrupted", another exception closes it
+        as "failed"; both go on to the caller. After a normal end the recording stays open for ``finish`` and a further
+        ``attach`` until ``close``, or until the recorder is gone.
+
+        Args:
+            first_step: number of steps applied before; None: 0, or where the last ``attach`` ended.
+            total_steps: step at which training ends, for the estimate of costs that is printed here.
+        Raises: ConfigurationError: closed, or attached already.  NondeterministicForward, ProbeError: see Recorder.
+        """
+        self._refuse_closed("attach")
+        if self._attached:
+            raise ConfigurationError(
+                f"recorder of {self.path}: found it attached already, expected one attach at a time"
+            )
+        first = self.step if first_step is None else first_step
+        self._refuse_earlier(first)
+        interruption = Interruption()
+        self._attached = True
+        try:
+            with interruption if self._active else ExitStack():
+                try:
+                    self.step = first
+                    self._since, self._spent = time.perf_counter(), 0.0
+                    self._take(self._watches)
+                    self._print_costs(first, total_steps)
+                    self._hook(optimizers, interruption)
+                    yield self
+                    self._hooks.close()
+                    self._take(self._watches)
+                except BaseException as error:
+                    self._hooks.close()
+                    if not isinstance(error, Exception) and not interruption.stepping:
+                        self._take_at_interruption()
+                    self._end("failed" if isinstance(error, Exception) else "interrupted")
+                    raise
+        finally:
+            self._hooks.close()
+            self._attached = self._counting = False
+        if self._recording is not None and self._recording.is_open:
+            self._recording.final_weights = weights_digest(self._model)
+            # Nobody has to call close: the recording is finished when the recorder goes, at exit at the latest.
+            weakref.finalize(self, self._recording.close, "finished")
+
+    def record(self, step: int | None = None, epoch: float | None = None) -> None:
+        """Record what is due at this step; for LBFGS, several optimizers, or a loop of your own.
+
+        Args:
+            step: applied steps so far; None counts the calls, the first being step 0; under ``attach(optimizer)`` it is
+                the present step. A step that is recorded already is not recorded again.
+            epoch: None: step / steps_per_epoch.
+        Raises: ConfigurationError: closed, or a step before the last one.  ProbeError, NondeterministicForward.
+        """
+        self._refuse_closed("record")
+        started = any(watched.step is not None for watched in self._watches)
+        if step is None:
+            step = self.step + 1 if started and not self._counting else self.step
+        self._refuse_earlier(step)
+        self.step = step
+        self._take_or_fail([one for one in self._watches if not started or one.due(step)], epoch)
+
+    def finish(self, results: Mapping[str, float]) -> None:
+        """Store the results of the run in its run.json.
+
+        Raises: ConfigurationError: closed, or nothing recorded yet.
+        """
+        self._refuse_closed("finish")
+        if self._recording is None:
+            return
+        if not self._recording.is_open:
+            raise ConfigurationError(
+                f"recorder of {self.path}: found nothing recorded, expected attach or record first"
+            )
+        self._recording.finish(results)
+
+    def close(self) -> None:
+        """Finish the recording and pack it into run.h5; a second call does nothing."""
+        self._hooks.close()
+        if not self._closed:
+            self._end("finished")
+
+    def _hook(self, optimizers: Sequence[torch.optim.Optimizer], interruption: Interruption) -> None:
+        if not optimizers:
+            return
+        self._counting = True
+        dues = tuple(dict.fromkeys(watched.due for watched in self._watches)) if self._active else ()
+
+        def applied(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
+            interruption.stepping = False
+            # A GradScaler does not call an unfused optimizer at all, but lets a fused one see the overflow.
+            overflow = getattr(optimizer, "found_inf", None)
+            if overflow is None or not bool(overflow):
+                self.step = step = self.step + 1
+                for due in dues:
+                    if due(step):
+                        self._take_or_fail([one for one in self._watches if one.due(step) and self._affordable(one)])
+                        break
+            if interruption.pending:
+                interruption.deliver()
+
+        for optimizer in optimizers[:-1]:
+            if optimizer is not optimizers[-1]:
+                self._hooks.callback(optimizer.register_step_pre_hook(interruption.enter).remove)
+                self._hooks.callback(optimizer.register_step_post_hook(interruption.leave).remove)
+        self._hooks.callback(optimizers[-1].register_step_pre_hook(interruption.enter).remove)
+        self._hooks.callback(optimizers[-1].register_step_post_hook(applied).remove)
+
+    def _take_or_fail(self, watches: Sequence[Watched], epoch: float | None = None) -> None:
+        try:
+            self._take(watches, epoch)
+        except Exception:
+            # Also where the caller catches it inside the with block.
+            self._hooks.close()
+            self._end("failed")
+            raise
+
+    def _take(self, watches: Sequence[Watched], epoch: float | None = None) -> None:
+        due = [one for one in watches if one.step != self.step and not one.disabled]
+        if not due or self._recording is None or self._closed:
+            return
+        started = time.perf_counter()
+        if epoch is None and self._steps_per_epoch is not None:
+            epoch = self.step / self._steps_per_epoch
+        records = self._observer.observe(self.step, epoch, due)
+        if not self._recording.is_open:
+            self._recording.open(
+                {
+                    "parameters": list(self._observer.parameters or ()),
+                    "schedules": {one.name: _text(one) for one in self._watches},
+                    "batchnorm": self._observer.batchnorm,
+                }
+            )
+        declarations = {
+            group: (list(fields.values()), self._facts(one) | shared_attributes(fields.values()))
+            for one in due
+            for group, fields in one.fields.items()
+        }
+        self._recording.write(self.step, epoch, records, declarations)
+        self._spent += time.perf_counter() - started
+
+    def _take_at_interruption(self) -> None:
+        try:
+            self._take(self._watches)
+        except Exception as error:
+            warnings.warn(f"no snapshot at the interruption: {error}", RuntimeWarning, stacklevel=2)
+
+    def _affordable(self, watched: Watched) -> bool:
+        """Whether max_overhead lets this probe be measured now; a pair of snapshots is kept or left whole."""
+        if self._max_overhead is None:
+            return True
+        dt = watched.schedule.dt if watched.schedule is not None else None
+        affordable = watched.step is not None and dt is not None and watched.step == self.step - dt
+        elapsed = time.perf_counter() - self._since
+        cost = self._spent + watched.seconds
+        if not affordable:
+            affordable = cost <= self._max_overhead * (elapsed + watched.seconds)
+        watched.skipped += not affordable
+        return affordable
+
+    def _facts(self, watched: Watched) -> dict[str, Any]:
+        facts: dict[str, Any] = {"schedule": _text(watched)}
+        if watched.schedule is not None and watched.schedule.dt is not None:
+            facts["dt_steps"] = watched.schedule.dt
+        if self._steps_per_epoch is not None:
+            facts["steps_per_epoch"] = self._steps_per_epoch
+        return facts
+
+    def _print_costs(self, first: int, total: int | None) -> None:
+        if not self._active:
+            return
+        for one in self._watches:
+            seconds = f"{one.seconds:.0f}" if one.seconds >= 10 else f"{one.seconds:.2g}"
+            count = None if total is None else _due_between(one, first, total)
+            amount = f"per snapshot, {_text(one)}" if count is None else f"× {count} snapshots"
+            print(f"ntkdyn: {one.name}: {seconds} s {amount}", file=sys.stderr)
+
+    def _end(self, status: str) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for one in self._watches:
+            if one.skipped:
+                print(
+                    f"ntkdyn: {one.name}: {one.skipped} scheduled snapshots skipped, max_overhead={self._max_overhead}",
+                    file=sys.stderr,
+                )
+        if self._recording is not None and self._recording.is_open:
+            self._recording.final_weights = self._recording.final_weights or weights_digest(self._model)
+            self._recording.close(status)
+
+    def _refuse_closed(self, action: str) -> None:
+        if self._closed:
+            raise ConfigurationError(
+                f"recorder of {self.path}: found {action}() after close, expected an open recorder"
+            )
+
+    def _refuse_earlier(self, step: int) -> None:
+        last = max((one.step for one in self._watches if one.step is not None), default=0)
+        if step < last or step < 0:
+            raise ConfigurationError(
+                f"recorder of {self.path}: found step {step} after step {last}, expected later steps"
+            )
+
+
+def measure(
+    model: nn.Module,
+    probes: Sequence[Probe | str | Watch],
+    sets: Any,
+    *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    batchnorm: BatchNorm | None = None,
+    calibration: Any = None,
+    parameters: Iterable[str] | None = None,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Measure probes once, without a file; arguments as for ``Recorder``.
+
+    Returns: arrays by the names that they would have in a recording, e.g. "ntk/test/kernel".
+    Raises: ProbeError: a probe failed.  NondeterministicForward, ConfigurationError, UnknownName.
+    """
+    chosen = probe_sets(sets)
+    watches = watches_of([_entry(item, None, chosen) for item in _listed(probes)], chosen)
+    observer = Observer(
+        model,
+        chosen,
+        forward=forward or default_forward,
+        loss=loss,
+        batchnorm=_batchnorm(batchnorm, calibration is not None, model),
+        calibration=None if calibration is None else fixed_inputs(calibration, "calibration"),
+        parameters=None if parameters is None else tuple(parameters),
+        on_error="raise",
+    )
+    records = observer.observe(0, None, watches)
+    return {f"{group}/{name}": array for group, arrays in records.items() for name, array in arrays.items()}
+
+
+def _entry(
+    item: Probe | str | Watch, schedule: Due | None, sets: Mapping[str, ProbeSet]
+) -> tuple[Probe, str, Due | None, Sequence[str] | None]:
+    watch = item if isinstance(item, Watch) else Watch(item)
+    probe = load_probe(watch.probe) if isinstance(watch.probe, str) else watch.probe
+    if isinstance(probe, type):
+        raise ConfigurationError(f"probes: found the class {probe.__name__}, expected an object: {probe.__name__}()")
+    for member in ("name", "fields", "measure"):
+        if not hasattr(probe, member):
+            raise ConfigurationError(
+                f"probes: found {type(probe).__name__} without {member}, expected a name, a probe or a Watch"
+            )
+    name = snake(watch.name or probe.name)
+    if not name:
+        raise ConfigurationError(f"probe {type(probe).__name__}: found an empty name, expected letters")
+    wanted = [watch.sets] if isinstance(watch.sets, str) else watch.sets
+    for one in wanted or ():
+        if one not in sets:
+            near = get_close_matches(one, list(sets), n=1)
+            known = repr(near[0]) if near else ", ".join(map(repr, sets))
+            raise UnknownName(f"Watch of {name!r}: there is no probe set {one!r}; expected {known}")
+    if wanted is not None and not wanted:
+        raise ConfigurationError(
+            f"Watch of {name!r}: found no probe set, expected at least one; leave sets out for all"
+        )
+    return probe, name, schedule if watch.schedule is None else watch.schedule, wanted
+
+
+def _listed(probes: Any) -> list[Any]:
+    if isinstance(probes, (str, Watch)) or not isinstance(probes, Iterable):
+        raise ConfigurationError(f"probes: found {type(probes).__name__}, expected a list of probes: [{probes!r}]")
+    chosen = list(probes)
+    if not chosen:
+        raise ConfigurationError("probes: found none, expected at least one, e.g. ['ntk']")
+    return chosen
+
+
+def _choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"Recorder: found {name}={value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def _batchnorm(chosen: BatchNorm | None, calibrated: bool, model: nn.Module) -> BatchNorm:
+    if chosen is not None:
+        _choice("batchnorm", chosen, get_args(BatchNorm))
+        if chosen == "reestimate" and not calibrated:
+            raise ConfigurationError("Recorder: found batchnorm='reestimate' without data, expected calibration=inputs")
+        return chosen
+    if not calibrated and has_running_norms(model):
+        warnings.warn(
+            "BatchNorm is recorded with its running statistics, which are those of nothing at step 0; give "
+            "calibration=inputs, or batchnorm='running' to keep them",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return "reestimate" if calibrated else "running"
+
+
+def _is_first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0)
+
+
+def _text(watched: Watched) -> str:
+    if watched.schedule is not None:
+        return watched.schedule.text
+    return "every(1)" if watched.due(1) and watched.due(2) and watched.due(3) else "a function"
+
+
+def _due_between(watched: Watched, first: int, total: int) -> int | None:
+    """Snapshots of one probe, the first and last step included; None where counting would take too long."""
+    if watched.schedule is not None and watched.schedule.steps is not None:
+        return len({step for step in watched.schedule.steps if first <= step <= total} | {first, total})
+    if total - first > 1_000_000:
+        return None
+    return len({first, total} | {step for step in range(first, total + 1) if watched.due(step)})

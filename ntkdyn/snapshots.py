@@ -1,0 +1,354 @@
+"""What the recorder shows to probes: probe sets, guarded clones of the network, outputs, loss and kernel.
+
+Nothing here writes to the live network, to a random state, or to a switch of torch that outlives the snapshot.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from .errors import ConfigurationError, ShapeError
+from .gates import gates
+from .kernel import empirical_ntk
+
+Forward = Callable[[nn.Module, Any], Tensor]
+Loss = Callable[[Tensor, Any], Tensor]
+BatchNorm = Literal["reestimate", "running"]
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Fixed inputs, any pytree of tensors with samples on axis 0, and their targets or None."""
+
+    name: str
+    inputs: Any
+    targets: Tensor | None
+    size: int
+
+    def to(self, device: torch.device) -> ProbeSet:
+        """The same set on another device."""
+        inputs = tree_map_only(Tensor, lambda leaf: leaf.to(device), self.inputs)
+        return ProbeSet(self.name, inputs, None if self.targets is None else self.targets.to(device), self.size)
+
+
+def probe_sets(sets: Any) -> dict[str, ProbeSet]:
+    """Probe sets by name, from a tensor, a pair (inputs, targets), or a mapping of names to these.
+
+    The only set of a tensor or pair has the name "".
+
+    Raises: ConfigurationError: no set, no sample, different numbers of samples, or another type.
+    """
+    if isinstance(sets, Mapping):
+        named = dict(sets)
+    elif isinstance(sets, (Tensor, np.ndarray)) or (isinstance(sets, (tuple, list)) and len(sets) == 2):
+        named = {"": sets}
+    else:
+        raise ConfigurationError(
+            f"sets: found {type(sets).__name__}, expected a tensor, (inputs, targets), or a mapping of names to these"
+        )
+    if not named:
+        raise ConfigurationError("sets: found no probe set, expected at least one, e.g. {'test': (x, y)}")
+    return {name: _probe_set(name, value) for name, value in named.items()}
+
+
+def _probe_set(name: str, value: Any) -> ProbeSet:
+    where = f"probe set {name!r}" if name else "the probe set"
+    inputs, targets = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, None)
+    inputs = fixed_inputs(inputs, where)
+    sizes = [len(leaf) for leaf in tree_leaves(inputs)]
+    if targets is not None:
+        try:
+            # A copy, as of the inputs: the set stays what it was when the caller goes on with her tensors.
+            targets = torch.as_tensor(targets).detach().clone()
+        except (TypeError, ValueError, RuntimeError):
+            found = type(targets).__name__
+            raise ConfigurationError(f"{where}: found targets of type {found}, expected a tensor") from None
+        if targets.dim() == 0 or len(targets) != sizes[0]:
+            raise ConfigurationError(
+                f"{where}: found {sizes[0]} inputs and targets of shape {list(targets.shape)}, expected one a sample"
+            )
+    return ProbeSet(name, inputs, targets, sizes[0])
+
+
+def fixed_inputs(inputs: Any, where: str) -> Any:
+    """A copy of a pytree of tensors (NumPy arrays become tensors).
+
+    Raises: ConfigurationError: no tensor, other leaves, no samples, or different numbers of samples.
+    """
+    inputs = tree_map_only(np.ndarray, torch.from_numpy, inputs)
+    leaves = tree_leaves(inputs)
+    strangers = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    if strangers or not leaves:
+        found = type(strangers[0]).__name__ if strangers else "nothing"
+        raise ConfigurationError(
+            f"{where}: found {found}, expected a tensor, (inputs, targets), or a pytree of tensors with samples on "
+            "axis 0"
+        )
+    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves}
+    if sizes == {0} or 0 in sizes:
+        raise ConfigurationError(f"{where}: found no sample, expected at least one on axis 0 of every tensor")
+    if len(sizes) > 1:
+        raise ConfigurationError(
+            f"{where}: found inputs with {' and '.join(map(str, sorted(sizes)))} samples, expected equally many"
+        )
+    return tree_map(lambda leaf: leaf.detach().clone(), inputs)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Guard whatever a probe may switch: random states, grad mode, autocast, precision and thread settings.
+
+    Inside, gradients are on and autocast and inference mode are off, whatever the caller has.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # that of the user's code
+    threads, default_dtype = torch.get_num_threads(), torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    accelerators = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=accelerators))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", device.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            if torch.get_default_dtype() != default_dtype:
+                torch.set_default_dtype(default_dtype)
+            if (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ) != (
+                deterministic,
+                warn_only,
+            ):
+                torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def has_running_norms(model: nn.Module) -> bool:
+    """Whether a BatchNorm with running statistics is in the network."""
+    return any(isinstance(module, NORMS) and module.running_mean is not None for module in model.modules())
+
+
+@torch.no_grad()
+def reestimate(clone: nn.Module, inputs: Any, forward: Forward) -> None:
+    """Give every BatchNorm of a clone the statistics of its inputs in one batch: mean and unbiased variance.
+
+    As PyTorch's cumulative average (momentum=None, reset before) does in training mode, the batch itself is normalized
+    by its biased variance, and a layer used twice gets the average over its uses. Everything else stays in evaluation
+    mode. Not done by switching to training mode: SyncBatchNorm would then wait for the other processes.
+
+    Raises: ConfigurationError: a layer sees one value a channel, so that it has no variance.
+    """
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def take(norm: Any, arguments: tuple[Tensor, ...]) -> None:
+        values = arguments[0].transpose(0, 1).flatten(1) if arguments[0].dim() > 1 else arguments[0][:, None]
+        if values.shape[1] < 2:
+            raise ConfigurationError(
+                f"calibration: a {type(norm).__name__} sees 1 value a channel, expected at least 2; give more samples"
+            )
+        variance, mean = torch.var_mean(values, dim=1, correction=1)
+        seen.setdefault(norm, []).append((mean, variance))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(torch.var(values, dim=1, correction=0))
+
+    with ExitStack() as stack:
+        for module in clone.modules():
+            if isinstance(module, NORMS) and module.running_mean is not None:
+                stack.callback(module.register_forward_pre_hook(take).remove)
+        forward(clone, _copied(inputs))
+    for norm, uses in seen.items():
+        norm.running_mean.copy_(torch.stack([mean for mean, _ in uses]).mean(0))  # type: ignore[operator]
+        norm.running_var.copy_(torch.stack([variance for _, variance in uses]).mean(0))  # type: ignore[operator]
+
+
+def _copied(inputs: Any) -> Any:
+    # A network whose first layer works in place would otherwise change the probe set for good.
+    return tree_map_only(Tensor, Tensor.clone, inputs)
+
+
+class Pass:
+    """One probe set at one step: outputs, preactivations, loss and kernels, each computed when first asked for.
+
+    ``model`` is a clone in evaluation mode that probes do not get, so that none can spoil it for the others.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe_set: ProbeSet,
+        *,
+        forward: Forward,
+        loss: Loss | None,
+        parameters: tuple[str, ...],
+        with_preactivations: bool,
+    ) -> None:
+        self._model = model
+        self._set = probe_set
+        self._forward = forward
+        self._loss = loss
+        self._parameters = parameters
+        self._outputs: Tensor | None = None
+        self._preactivations: dict[str, Tensor] | None = None
+        self._losses: Tensor | None = None
+        self._kernels: dict[tuple[Any, str | None], Any] = {}
+        # Keeping every gate's input costs memory; asked for once, it is taken along with the outputs from then on.
+        self.with_preactivations = with_preactivations
+
+    def outputs(self) -> Tensor:
+        """Outputs [N, ...] without gradient.
+
+        Raises: ShapeError: no tensor with the samples on axis 0.
+        """
+        if self._outputs is None:
+            self._run()
+        return self._outputs  # type: ignore[return-value]  # _run has set it
+
+    def preactivations(self) -> Mapping[str, Tensor]:
+        """Input of every gate [N, channels, *space]; of a gate that is called several times, its uses along axis 2.
+
+        Raises: ShapeError: a gate whose input has not the samples on axis 0.
+        """
+        if self._preactivations is None:
+            self.with_preactivations = True
+            self._run()
+        return self._preactivations  # type: ignore[return-value]  # _run has set it
+
+    def loss(self, outputs: Tensor) -> Tensor | None:
+        """Loss per sample [N], None without targets.
+
+        Raises: ShapeError: a loss that is not per sample.  ConfigurationError: targets that the default does not take.
+        """
+        if self._losses is None and self._set.targets is not None:
+            with torch.no_grad():
+                function = self._loss or default_loss
+                losses = function(outputs, self._set.targets)
+            if not isinstance(losses, Tensor) or losses.shape != (self._set.size,):
+                found = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+                raise ShapeError(
+                    f"the loss gave {found} for {self._set.size} samples, expected one value a sample; use "
+                    "reduction='none'"
+                )
+            self._losses = losses
+        return self._losses
+
+    def kernel(self, reduce: Any, per: str | None) -> Any:
+        """Empirical NTK over the recorder's parameters; the whole is the sum of contributions already known."""
+        key = (reduce, per)
+        if key not in self._kernels:
+            known = self._kernels.get((reduce, "layer")) or self._kernels.get((reduce, "parameter"))
+            if per is None and known:
+                parts = list(known.values())
+                self._kernels[key] = sum(parts[1:], parts[0])
+            elif not self._parameters:
+                raise ConfigurationError(
+                    "the network has no parameter with requires_grad besides slopes; name some by parameters="
+                )
+            else:
+                self._kernels[key] = empirical_ntk(
+                    self._model,
+                    self._set.inputs,
+                    reduce=reduce,
+                    per=per,  # type: ignore[arg-type]  # checked there
+                    forward=self._forward,
+                    parameters=self._parameters,
+                )
+        return self._kernels[key]
+
+    def _run(self) -> None:
+        taken: dict[str, list[Tensor]] = {}
+        found = gates(self._model) if self.with_preactivations else {}
+        with torch.no_grad(), ExitStack() as stack:
+            for name, gate in found.items():
+                # A copy: what follows the gate may work in place on the same tensor.
+                def take(module: Any, arguments: tuple[Tensor, ...], name: str = name) -> None:
+                    taken.setdefault(name, []).append(arguments[0].detach().clone())
+
+                stack.callback(gate.register_forward_pre_hook(take).remove)
+            outputs = self._forward(self._model, _copied(self._set.inputs))
+        if self._outputs is None:
+            self._outputs = checked_outputs(outputs, self._set.size)
+        if self.with_preactivations:
+            size = self._set.size
+            self._preactivations = {
+                name: _joined(name, [_channels_second(name, use, gate.dim, size) for use in taken[name]])
+                for name, gate in found.items()
+                if name in taken
+            }
+
+
+def checked_outputs(outputs: Any, size: int) -> Tensor:
+    """The outputs, detached.
+
+    Raises: ShapeError: no tensor with the samples on axis 0.
+    """
+    if not isinstance(outputs, Tensor):
+        raise ShapeError(
+            f"the forward pass returned {type(outputs).__name__}; expected a tensor [N, ...] or an object with "
+            ".logits; give forward=lambda model, inputs: ..."
+        )
+    if outputs.dim() == 0 or len(outputs) != size:
+        raise ShapeError(f"the outputs have shape {list(outputs.shape)}; expected {size} samples on axis 0")
+    return outputs.detach()
+
+
+def _channels_second(name: str, inputs: Tensor, dim: int, size: int) -> Tensor:
+    if inputs.dim() < 2 or len(inputs) != size:
+        raise ShapeError(
+            f"gate {name!r} sees {list(inputs.shape)} for {size} samples; expected samples on axis 0; keep the batch "
+            "axis first up to the gate, or leave the probes that need preactivations out"
+        )
+    return inputs.movedim(dim, 1)
+
+
+def _joined(name: str, uses: Sequence[Tensor]) -> Tensor:
+    return (
+        uses[0]
+        if len(uses) == 1
+        else torch.cat([use.flatten(2) if use.dim() > 2 else use[..., None] for use in uses], 2)
+    )
+
+
+def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Loss per sample [N]: cross-entropy (nat) for class numbers, mean squared error over outputs for real targets.
+
+    Raises: ShapeError, ConfigurationError: targets that do not fit the outputs.
+    """
+    if targets.is_floating_point():
+        if targets.numel() != outputs.numel():
+            raise ShapeError(
+                f"default loss: found targets {list(targets.shape)} for outputs {list(outputs.shape)}, expected "
+                "equally many values; give loss=function(outputs, targets) -> [N]"
+            )
+        squares = (outputs - targets.reshape(outputs.shape).to(outputs.dtype)).square()
+        return squares if squares.dim() == 1 else squares.flatten(1).mean(1)
+    if outputs.dim() < 2 or outputs.shape[1] < 2 or targets.shape != outputs.shape[:1] + outputs.shape[2:]:
+        raise ConfigurationError(
+            f"default loss: found class numbers {list(targets.shape)} for outputs {list(outputs.shape)}, expected "
+            "outputs [N, C] with C >= 2; give float targets or loss=function(outputs, targets) -> [N]"
+        )
+    classes = outputs.shape[1]
+    if int(targets.min()) < 0 or int(targets.max()) >= classes:
+        raise ConfigurationError(
+            f"default loss: found class numbers from {int(targets.min())} to {int(targets.max())}, expected 0 to "
+            f"{classes - 1} for {classes} outputs; give loss=function(outputs, targets) -> [N]"
+        )
+    losses = functional.cross_entropy(outputs, targets.long(), reduction="none")
+    return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
