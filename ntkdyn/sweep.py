@@ -8,6 +8,7 @@ command goes on where it was stopped.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import multiprocessing
@@ -15,7 +16,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -261,25 +262,31 @@ def _one_thread() -> None:
 
 
 def _work(experiment: str, run: PlannedRun, out: str) -> str | None:
-    """Do one run in a worker process; return None or the error's line."""
+    """Do one run in a worker process; return None or the error's line. What it says goes to log.txt in its folder."""
     from .checkpoint import load
 
     chosen = load_experiment(experiment)
+    folder = Path(out) / run.run
+    said = io.StringIO()
     try:
-        run_experiment(
-            chosen,
-            configure(chosen.Config, run.config),
-            seed=run.seed,
-            path=Path(out) / run.run,
-            checkpoint_steps=frozenset(run.checkpoint_steps),
-            start=None if run.parent is None else load(Path(out) / run.parent),
-            parent=run.parent,
-            command=f"sweep {experiment}: {run.run}",
-        )
+        with redirect_stderr(said):
+            run_experiment(
+                chosen,
+                configure(chosen.Config, run.config),
+                seed=run.seed,
+                path=folder,
+                checkpoint_steps=frozenset(run.checkpoint_steps),
+                start=None if run.parent is None else load(Path(out) / run.parent),
+                parent=run.parent,
+                command=f"sweep {experiment}: {run.run}",
+            )
     except NtkdynError as error:
         return str(error)
     except Exception as error:  # a user's model may raise anything; the other runs go on
         return f"{type(error).__name__}: {error}"
+    finally:
+        if said.getvalue() and folder.is_dir():
+            publish(folder / "log.txt", said.getvalue().encode())
     return None
 
 
