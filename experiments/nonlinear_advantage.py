@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..checkpoint import Checkpoint
 from ..datasets import TrainingData, digit_pairs, load_npz, probe_batch
@@ -161,7 +160,6 @@ class NonlinearAdvantage:
             total_steps=setting.last_step,
             schedule=_schedule(setting, first_step),
             calibration=setting.calibration,
-            loss=functional.cross_entropy,
         )
         arm = _Arm(setting, model)
         diverged = False
