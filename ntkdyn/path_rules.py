@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional
 
-from .errors import TraceError
+from .errors import ConfigurationError, TraceError
 from .gates import Gate
 from .path_algebra import Activation, Dense, Gather, Operation, Source, Sum
 
@@ -30,12 +30,15 @@ class Track:
 
     index: operation whose state holds them.  shape: of the tensor.  channels: number of channels of the state.
     axis: where the channels lie; None where every element carries the same paths (network inputs, one channel).
+    scattered: channel number of every element, counted from 1, where the channels lie on no single axis (between the
+    two views of a channel shuffle); only reshaping accepts such a tensor.
     """
 
     index: int
     shape: tuple[int, ...]
     channels: int
     axis: int | None
+    scattered: Tensor | None = field(default=None, compare=False)
 
 
 Carried: TypeAlias = "Track | tuple[Track | None, ...] | None"
@@ -78,8 +81,8 @@ class Call:
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         return self.arguments[position] if len(self.arguments) > position else self.keywords.get(name, default)
 
-    def tracks(self) -> list[Track]:
-        """All operands that carry paths, in order."""
+    def operands(self) -> list[Track]:
+        """All operands that carry paths, in order, scattered ones too."""
         found: list[Track] = []
 
         def collect(value: Any) -> Any:
@@ -88,6 +91,17 @@ class Call:
             return value
 
         map_aggregate((self.arguments, self.keywords), collect)
+        return found
+
+    def tracks(self) -> list[Track]:
+        """All operands that carry paths, in order; each has its channels on one axis."""
+        found = self.operands()
+        for track in found:
+            if track.scattered is not None:
+                raise self.error(
+                    f"takes shape {track.shape} in which the channels lie on no single axis",
+                    "reshape so that the channels have an axis of their own",
+                )
         return found
 
     def single(self) -> Track:
@@ -128,14 +142,14 @@ _FUNCTIONS: dict[Any, Rule] = {}
 def path_rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Register a rule for module classes, functions, and tensor methods (by name).
 
-    Raises: ValueError: a target has a rule already.
+    Raises: ConfigurationError: a target has a rule already.
     """
 
     def register(rule: Rule) -> Rule:
         for target in targets:
             table = _MODULES if isinstance(target, type) else _FUNCTIONS
             if target in table:
-                raise ValueError(f"path lengths: {target!r} has a rule already; one node has one rule")
+                raise ConfigurationError(f"path lengths: {target!r} has a rule already; one node has one rule")
             table[target] = rule
         return rule
 
@@ -159,7 +173,8 @@ def named(names: str) -> list[Any]:
     """Everything of these names: classes of torch.nn, functions of torch and torch.nn.functional, tensor methods."""
     found: list[Any] = []
     for name in names.split():
-        found += [getattr(owner, name) for owner in (nn, torch, functional) if hasattr(owner, name)]
+        # Some names are something else elsewhere: torch.float is a type, torch.cpu a module.
+        found += [part for owner in (nn, torch, functional) if callable(part := getattr(owner, name, None))]
         found += [name] if hasattr(Tensor, name) else []
     # relu_ and others are one object under two names.
     return list(dict.fromkeys(found))
@@ -181,7 +196,7 @@ Softmax LogSoftmax Softmin Softmax2d softmax log_softmax softmin
 Upsample UpsamplingNearest2d UpsamplingBilinear2d interpolate
 ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d ReflectionPad3d
 ReplicationPad1d ReplicationPad2d ReplicationPad3d CircularPad1d CircularPad2d CircularPad3d
-neg clone contiguous detach float double half bfloat16 to type cpu cuda
+neg detach float double half bfloat16 to type cpu cuda
 """
 
 

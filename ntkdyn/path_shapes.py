@@ -18,16 +18,21 @@ _SHAPES = """
 Flatten Unflatten PixelShuffle PixelUnshuffle ChannelShuffle pixel_shuffle pixel_unshuffle channel_shuffle pad
 flatten unflatten reshape view permute transpose t swapaxes swapdims movedim moveaxis squeeze unsqueeze narrow select
 flip roll cat concat concatenate stack chunk split tensor_split unbind index_select repeat_interleave
-expand repeat tile broadcast_to view_as expand_as reshape_as
+contiguous clone expand repeat tile broadcast_to view_as expand_as reshape_as
 """
 
 
-@path_rule(operator.getitem, *named(_SHAPES))
+_SHAPE_ATTRIBUTES = ("T", "mT", "data")
+
+
+@path_rule(operator.getitem, getattr, *named(_SHAPES))
 def rearrange(call: Call) -> Carried:
     """Reshape, permute, slice, pad, cat, split: the node is run once more on tensors that hold channel numbers."""
     if call.target is operator.getitem and isinstance(call.arguments[0], tuple):
         picked = call.arguments[0][call.arguments[1]]
         return picked if isinstance(picked, Track) else None
+    if call.target is getattr and call.arguments[1] not in _SHAPE_ATTRIBUTES:
+        raise call.error(f"reads the attribute '{call.arguments[1]}', which has no rule for paths")
     return _follow(call)
 
 
@@ -44,12 +49,12 @@ def _run(call: Call, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> An
 
 
 def _follow(call: Call) -> Carried:
-    tracks = call.tracks()
+    tracks = call.operands()
     axes = {track.axis for track in tracks if track.axis is not None}
     if len(tracks) > 1 and len(axes) == 1:
         # A raw input beside a layer's output: its channels lie where the others have theirs.
         (axis,) = axes
-        tracks = [call.along(track, axis) for track in tracks]
+        tracks = [track if track.scattered is not None else call.along(track, axis) for track in tracks]
     numbered = iter(_numbered(tracks))
 
     def substitute(symbolic: Any, concrete: Any) -> Any:
@@ -71,12 +76,19 @@ def _follow(call: Call) -> Carried:
 
 def _numbered(tracks: Sequence[Track]) -> list[Tensor]:
     """Tensors of the tracks' shapes that hold the channel's number, counted from 1 through all tracks."""
-    numbered, start = [], 1
+    numbered: list[Tensor] = []
+    starts: dict[int, int] = {}
+    start = 1
     for track in tracks:
-        numbers = torch.arange(start, start + track.channels, dtype=torch.float64)
-        if track.axis is not None:
-            numbers = numbers.view(-1, *[1] * (len(track.shape) - 1 - track.axis))
-        numbered.append(numbers.expand(track.shape).clone())
+        # The same channels twice (a tensor beside itself) have the same numbers.
+        first = starts.setdefault(track.index, start)
+        if track.scattered is None:
+            numbers = torch.arange(first, first + track.channels, dtype=torch.float64)
+            if track.axis is not None:
+                numbers = numbers.view(-1, *[1] * (len(track.shape) - 1 - track.axis))
+            numbered.append(numbers.expand(track.shape).clone())
+        else:
+            numbered.append(torch.where(track.scattered > 0, track.scattered + (first - 1), 0.0))
         start += track.channels
     return numbered
 
@@ -96,10 +108,11 @@ def _located(call: Call, numbers: Tensor, tracks: Sequence[Track]) -> Track | No
         if torch.equal(smallest, largest) and bool((largest > 0).any()):
             fits.append((bool((rows != largest[:, None]).any()), axis, largest))
     if not fits:
-        raise call.error(
-            f"gives shape {shape} in which the channels lie on no single axis",
-            "keep the channels on an axis of their own",
-        )
+        present, positions = np.unique(numbers[numbers > 0].numpy(), return_inverse=True)
+        scattered = torch.zeros(shape, dtype=torch.float64)
+        scattered[numbers > 0] = torch.from_numpy(positions).double() + 1
+        index = call.program.add(Gather(present.astype(np.intp) - 1), *tracks)
+        return Track(index, shape, len(present), None, scattered)
     # Padding along space leaves zeros inside a channel: an axis without them wins.
     padded, axis, values = min(fits, key=lambda fit: fit[:2])
     if padded and len(fits) > 1:

@@ -221,11 +221,10 @@ class _Walk(torch.fx.Interpreter):
             return None
         arguments, keywords = map_arg((n.args, n.kwargs), self._symbolic)
         call = self._call(n, tuple(arguments), dict(keywords), result)
-        tracks = call.tracks()
         if n.op == "output":
-            self.outputs = tracks
+            self.outputs = call.tracks()
             return None
-        if not tracks or not _holds_tensor(result):
+        if not call.operands() or not _holds_tensor(result):
             return None
         module = call.module
         rule = rule_for_function(n.target) if module is None else rule_for_module(module)
