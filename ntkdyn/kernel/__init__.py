@@ -142,8 +142,9 @@ def empirical_ntk(
             train_mode=training,
         )
         blocks = ENGINES[engine](problem)
-        scale = problem.outputs if reduce == "mean" else 1
-        blocks = {key: (block / scale).to(result_dtype) for key, block in blocks.items()}
+        if reduce == "mean":
+            blocks = {key: block / problem.outputs for key, block in blocks.items()}
+        blocks = {key: block.to(result_dtype) for key, block in blocks.items()}
     return blocks if per is not None else blocks[""]
 
 

@@ -51,7 +51,7 @@ Jacobian = Rows | Factors
 
 
 def product(first: Jacobian, second: Jacobian, full: bool) -> Tensor:
-    """Σ_p J₁[k, n, p] J₂[l, m, p]: for k = l as [K, N1, N2], or for all pairs (full) as [N1, N2, K, K].
+    """Σ_p J₁[k, n, p] J₂[l, m, p]: for k = l as [K, N1, N2], or for all pairs (full) as [K, N1, K, N2].
 
     `second` may be `first` itself; the route over positions is taken where it needs fewer operations.
     """
@@ -68,7 +68,7 @@ def _of_rows(first: Tensor, second: Tensor, full: bool) -> Tensor:
     if not full:
         return torch.matmul(first, second.transpose(1, 2))
     pairs = first.flatten(0, 1) @ second.flatten(0, 1).T
-    return pairs.view(*first.shape[:2], *second.shape[:2]).permute(1, 3, 0, 2)
+    return pairs.view(*first.shape[:2], *second.shape[:2])
 
 
 def _positions_are_cheaper(first: Factors, second: Factors, full: bool) -> bool:
@@ -87,21 +87,23 @@ def _over_positions(first: Factors, second: Factors, full: bool) -> Tensor:
     left_2 = second.left.reshape(outputs, samples_2 * positions_2, width)
     one = outputs**2 if full else outputs
     step = max(1, _BLOCK // (one * positions * samples_2 * positions_2))
+    if positions == positions_2 == 1:
+        step = samples  # the intermediate is as large as the result
     blocks: list[Tensor] = []
     for start in range(0, samples, step):
-        left = first.left[:, start : start + step]
+        left = first.left[:, start : start + step].reshape(outputs, -1, width)
         features = _feature_products(first, second, slice(start, start + step))
-        left = left.reshape(outputs, -1, width)
         if full:
-            pairs = left.flatten(0, 1) @ left_2.flatten(0, 1).T
-            gradients = pairs.view(outputs, -1, positions, outputs, samples_2, positions_2)
-            summed = (gradients * features[:, :, None]).sum((2, 5)).permute(1, 3, 0, 2)
+            products = (left.flatten(0, 1) @ left_2.flatten(0, 1).T).view(
+                outputs, -1, positions, outputs, samples_2, positions_2
+            )
+            products *= features[:, :, None]
         else:
-            gradients = torch.matmul(left, left_2.transpose(1, 2))
-            gradients = gradients.view(outputs, -1, positions, samples_2, positions_2)
-            summed = (gradients * features).sum((2, 4))
-        blocks.append(summed)
-    return torch.cat(blocks, 0 if full else 1)
+            products = torch.matmul(left, left_2.transpose(1, 2)).view(outputs, -1, positions, samples_2, positions_2)
+            products *= features
+        # Squeezed where there is nothing to sum, because a sum copies.
+        blocks.append(products.squeeze(-1).squeeze(2) if positions == positions_2 == 1 else products.sum((2, -1)))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
 
 def _feature_products(first: Factors, second: Factors, block: slice) -> Tensor:

@@ -49,7 +49,8 @@ def blocks(problem: Problem) -> dict[str, Tensor]:
     second = first if problem.inputs_2 is None else _prepare(problem, 1)
     count = problem.outputs
     full = problem.reduce == "full"
-    shape = {"trace": problem.sizes, "each": (count, *problem.sizes), "full": (*problem.sizes, count, count)}
+    size, size_2 = problem.sizes
+    shape = {"trace": (size, size_2), "each": (count, size, size_2), "full": (count, size, count, size_2)}
     result = {key: first.outputs.new_zeros(shape[problem.reduce], dtype=problem.dtype) for key in problem.keys.values()}
     chunk = count if full else _outputs_at_a_time(problem, (first, second))
     for start in range(0, count, chunk):
@@ -68,7 +69,7 @@ def blocks(problem: Problem) -> dict[str, Tensor]:
                 result[key][start : start + len(chosen)] += block
             else:
                 result[key] += block
-    return result
+    return {key: block.permute(1, 3, 0, 2) for key, block in result.items()} if full else result
 
 
 def _outputs_at_a_time(problem: Problem, sides: tuple[_Side, _Side]) -> int:
