@@ -25,6 +25,7 @@ class Run:
     results: dict[str, float] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     steps_per_epoch: int | None = 4
+    dt_steps: int | None = 1
 
     def groups(self) -> list[str]:
         return sorted({name.removesuffix("/step") for name in self.arrays if name.endswith("/step")})
@@ -58,7 +59,9 @@ class Run:
         return Field(name=name, dims=("gate",), shape=shape, coordinates={"gate": list(GATES)})
 
     def attributes(self, group: str) -> Mapping[str, Any]:
-        return {"always_active": {"head.gelu": "GELU"}, "uncounted": {"pool": "MaxPool2d"}} if group == "units" else {}
+        if group == "units":
+            return {"always_active": "head.gelu (GELU)", "uncounted": "pool (MaxPool2d)"}
+        return {"dt_steps": self.dt_steps} if self.dt_steps and group.startswith("ntk") else {}
 
 
 def kernels(generator: np.random.Generator, snapshots: int, samples: int, *, rate: float = 0.4) -> np.ndarray:
@@ -114,7 +117,7 @@ def run(
     arrays["path_length/distribution"] = np.stack([0 * shares, shares, 1 - shares], axis=1)
     manifest = {
         "experiment": "nonlinear-advantage", "ntkdyn": "0.1.0", "torch": "2.13.0", "command": f"ntkdyn record {name}",
-        "status": "finished", "schedules": {"ntk": {"text": "paired", "dt": 1}},
+        "status": "finished", "schedules": {"ntk": "paired"},
     }  # fmt: skip
     return Run(name, arrays, dict(config or {}), seed, {}, manifest, steps_per_epoch)
 

@@ -142,9 +142,9 @@ def test_velocity_needs_pairs_at_one_dt(synthetic: ModuleType) -> None:
     study = load_study("kernel-velocity")
     source = synthetic.run()
     assert study.measure(source).attrs["dt_epochs"] == 0.25
-    source.manifest["schedules"] = {"ntk": {"text": "every(4)"}}
+    source.dt_steps = None
     assert "no paired snapshots at one fixed dt" in study.unavailable(source)
-    source.manifest["schedules"] = {"ntk": {"text": "paired", "dt": 999}}
+    source.dt_steps = 999
     assert "dt = 999" in study.unavailable(source)
 
 

@@ -98,13 +98,10 @@ class KernelVelocity:
 
 
 def _dt(run: Run) -> int | None:
-    """The fixed dt of the recording in steps: as stored with the schedule, None where there is none."""
-    schedules = run.manifest.get("schedules")
-    for probe in ("ntk", ""):
-        entry = schedules.get(probe) if isinstance(schedules, dict) else None
-        if isinstance(entry, dict) and entry.get("dt"):
-            return int(entry["dt"])
-    return None
+    """The fixed dt of the recording in steps, as declared with the kernels; None where there is none or several."""
+    found = {run.attributes(path_of("ntk", probe_set, "")).get("dt_steps") for probe_set in kernel_sets(run)}
+    dt = found.pop() if len(found) == 1 else None
+    return None if dt is None else int(dt)
 
 
 def _epochs_per_step(run: Run, probe_set: str) -> float | None:

@@ -52,7 +52,7 @@ class Units:
                 "total_of_gate": variable("gate", total, "units", "units"),
             },
             coords=time_axis(source, "units") | {"gate": ("gate", [str(name) for name in names])},
-            attrs={name: _listed(attributes.get(name)) for name in ("always_active", "uncounted")},
+            attrs={name: str(attributes.get(name, "")) for name in ("always_active", "uncounted")},
         )
 
     def sentences(self, datasets: Datasets, /) -> list[str]:
@@ -78,11 +78,3 @@ class Units:
         draw_curves(
             figure, datasets, [Panel({"active": "active", "weighted": "weighted by |1 - slope|"}, "units (count)")]
         )
-
-
-def _listed(entry: object) -> str:
-    if isinstance(entry, dict):
-        return ", ".join(f"{name} ({kind})" for name, kind in sorted(entry.items()))
-    if isinstance(entry, (list, tuple)):
-        return ", ".join(str(name) for name in entry)
-    return str(entry or "")
