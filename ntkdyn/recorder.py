@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import ConfigurationError, UnknownName
+from .errors import ConfigurationError, DivergedTraining, UnknownName
 from .interruption import Interruption
 from .kernel.problem import default_forward
 from .observer import Observer, OnError, Watched, shared_attributes, watches_of
@@ -141,8 +141,9 @@ class Recorder:
         torch.amp.GradScaler skips do not count. Without optimizers, call ``record()`` after each step yourself.
 
         Ctrl-C and SIGTERM give a last snapshot and close the recording as "interrupted", another exception closes it
-        as "failed"; both go on to the caller. After a normal end the recording stays open for ``finish`` and a further
-        ``attach`` until ``close``, or until the recorder is gone.
+        as "failed"; both go on to the caller. DivergedTraining goes on too, without a last snapshot. After it, and
+        after a normal end, the recording stays open for ``finish`` and a further ``attach`` until ``close``, or until
+        the recorder is gone.
 
         Args:
             first_step: number of steps applied before; None: 0, or where the last ``attach`` ended.
@@ -169,6 +170,11 @@ class Recorder:
                     yield self
                     self._hooks.close()
                     self._take(self._watches)
+                except DivergedTraining:
+                    # A result, not a failure of the recording: it stays open for finish. No last snapshot: most probes
+                    # have no value at weights that are not finite.
+                    self._hooks.close()
+                    raise
                 except BaseException as error:
                     self._hooks.close()
                     if not isinstance(error, Exception) and not interruption.stepping:
@@ -214,11 +220,11 @@ class Recorder:
             )
         self._recording.finish(results)
 
-    def close(self) -> None:
-        """Finish the recording and pack it into run.h5; a second call does nothing."""
+    def close(self, status: str = "finished") -> None:
+        """End the recording with that status and pack it into run.h5; a second call does nothing."""
         self._hooks.close()
         if not self._closed:
-            self._end("finished")
+            self._end(status)
 
     def _hook(self, optimizers: Sequence[torch.optim.Optimizer], interruption: Interruption) -> None:
         if not optimizers:
