@@ -27,13 +27,14 @@ class AdvantageConfig(BaseModel):
     task: label rule on two digits. data: npz file with x_train, y_train, x_test, y_test in place of task, pairs and
     test_pairs. model: ``file.py:function`` in place of the MLP of width and depth. decay_share: share of ``epochs``
     over which the learning rate falls to 0 at the end of every run. intervention: "linearize" a share of the gates,
-    "none", or "linear" from the start. start_epoch: dense epochs before. latest_start: the late arm's start, to which
-    mask "late" and "late-path" and budget "after-switch" refer. remaining: share of units that stays nonlinear.
-    strength: factor on the penalty. survivors, common_slope: where the remaining slopes go within settle_epochs
-    ("keep": nowhere). mask: which units remain: those the ramp learns, random ones, or those that the ramp from
-    latest_start learns, used from the start ("late-path": with its slopes). budget: equal ``epochs`` in total, or
-    equal epochs after the switch. Where nothing is linearized these settings have their defaults. granularity: one slope a channel or a layer. data_order: another number is another
-    stream of batches from start_epoch on. split_seed: fixes split, test pairs and probe sets.
+    "none", or "linear" from the start. start_epoch: dense epochs before. latest_start: the late arm's start, to
+    which mask "late" and "late-path" and budget "after-switch" refer. remaining: share of units that stays
+    nonlinear. strength: factor on the penalty. survivors, common_slope: where the remaining slopes go within
+    settle_epochs ("keep": nowhere). mask: which units remain: those the ramp learns, random ones, or those that the
+    ramp from latest_start learns, used from the start ("late-path": with its slopes). budget: equal ``epochs`` in
+    total, or equal epochs after the switch. Where nothing is linearized these settings have their defaults.
+    granularity: one slope a channel or a layer. data_order: another number is another stream of batches from
+    start_epoch on. split_seed: fixes split, test pairs and probe sets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())

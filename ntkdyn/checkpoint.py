@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -50,7 +51,8 @@ class Checkpoint:
         try:
             model.load_state_dict(self.model)
             if optimizer is not None and self.optimizer is not None:
-                optimizer.load_state_dict(self.optimizer)
+                # A copy: torch keeps the tensors it is given, and training would write into this checkpoint.
+                optimizer.load_state_dict(copy.deepcopy(self.optimizer))
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise ConfigurationError(

@@ -25,8 +25,10 @@ from .checkpoint import Checkpoint
 from .clone import structural_clone
 from .datasets import Dataset, stream_seed
 from .errors import ConfigurationError, DivergedTraining
+from .kernel.problem import default_forward
 from .recorder import Recorder
 from .schedule import log_spaced
+from .snapshots import has_running_norms, reestimate
 
 DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
 
@@ -189,7 +191,7 @@ def fit(
                     group["lr"] = rate
             inputs, targets = data[batch * batch_size : (batch + 1) * batch_size]
             optimizer.zero_grad()
-            value = loss(model(inputs), targets)
+            value = loss(default_forward(model, inputs), targets)
             if not math.isfinite(value.item()):
                 raise DivergedTraining(
                     f"training: found loss {value.item()} at step {step}, expected a finite number; "
@@ -215,34 +217,17 @@ def evaluate(
     ``calibration`` re-estimates the statistics of BatchNorm on that batch first, on a clone.
     """
     twin = structural_clone(model)
-    if calibration is not None:
-        reestimate_batchnorm(twin, calibration)
     twin.eval()
+    if calibration is not None and has_running_norms(twin):
+        reestimate(twin, calibration, default_forward)
     right, total = 0, 0.0
     with torch.no_grad():
         for first in range(0, len(data), batch_size):
             inputs, targets = data[first : first + batch_size]
-            outputs = twin(inputs)
+            outputs = default_forward(twin, inputs)
             right += int((outputs.argmax(dim=1) == targets).sum())
             total += float(loss(outputs, targets)) * len(targets)
     return right / len(data), total / len(data)
-
-
-def reestimate_batchnorm(model: nn.Module, inputs: Tensor) -> None:
-    """Replace the running statistics of every BatchNorm by those of one batch; changes buffers and modes."""
-    model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average: after one batch, that batch's own statistics
-        norm.train()
-    with torch.no_grad():
-        model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
 
 
 def parse_value(text: str) -> Any:
@@ -352,14 +337,19 @@ def run_experiment(
     factory = RecorderFactory(
         Path(path), probes, schedule, log_spaced, checkpoint_steps, manifest=manifest, progress=progress
     )
-    with torch.random.fork_rng(), ExitStack() as stack:
-        stack.callback(lambda: [recorder.close() for recorder in factory.recorders])
-        results = dict(experiment.run(config, seed=seed, recorder=factory, start=start))
+    status = "failed"
+    try:
+        with torch.random.fork_rng():
+            results = dict(experiment.run(config, seed=seed, recorder=factory, start=start))
         if not factory.recorders:
             raise ConfigurationError(
                 f"experiment {experiment.name}: recorded nothing; its run must make a recorder: recorder(model, sets=…)"
             )
         factory.recorders[-1].finish(results)
+        status = "finished"
+    finally:
+        for recorder in factory.recorders:
+            recorder.close(status)
     return results
 
 

@@ -76,6 +76,21 @@ def test_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert checkpoint.extra["rate"] == 0.1
 
 
+def test_a_checkpoint_serves_many_branches(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer, 2)
+    checkpoint = load(save(tmp_path, 2, model, optimizer))
+    ends = []
+    for _ in range(2):
+        branch = nn.Linear(3, 2)
+        branch_optimizer = torch.optim.Adam(branch.parameters())
+        checkpoint.restore(branch, branch_optimizer)
+        train(branch, branch_optimizer, 4)
+        ends.append((dict(branch.state_dict()), branch_optimizer.state_dict()))
+    assert same(ends[0], ends[1])
+
+
 def test_number_types_survive(tmp_path: Path) -> None:
     extra = {
         "tensors": {
