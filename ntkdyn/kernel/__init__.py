@@ -187,8 +187,9 @@ def _matching(patterns: Iterable[str], names: list[str], argument: str, kind: st
     if isinstance(patterns, str):
         raise ConfigurationError(f"{argument} is the string {patterns!r}; expected a list of names: [{patterns!r}]")
     found: list[str] = []
+    known = set(names)
     for pattern in patterns:
-        fits = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+        fits = [pattern] if pattern in known else fnmatch.filter(names, pattern)
         if not fits:
             near = get_close_matches(pattern, names, n=3, cutoff=0.5) or names[:3]
             raise UnknownName(f"{argument}: no {kind} fits {pattern!r}; did you mean {', '.join(map(repr, near))}?")

@@ -165,20 +165,19 @@ def coupled_message(name: str, kind: str, reason: str) -> str:
     )
 
 
-# Functions that are random, or couple samples, in training mode: name of the flag's position among the arguments.
-_TRAINING_FLAGS: Mapping[Any, int] = {
-    functional.dropout: 2,
-    functional.alpha_dropout: 2,
-    functional.dropout1d: 2,
-    functional.dropout2d: 2,
-    functional.dropout3d: 2,
-    functional.feature_alpha_dropout: 2,
-    torch.dropout: 2,
-    functional.rrelu: 3,
-    functional.batch_norm: 5,
+# Functions that are random, or couple samples, where an argument says so: its position, its name, its default.
+_SWITCHES: Mapping[Any, tuple[int, str, bool]] = {
+    functional.dropout: (2, "training", True),
+    functional.dropout1d: (2, "training", True),
+    functional.dropout2d: (2, "training", True),
+    functional.dropout3d: (2, "training", True),
+    functional.alpha_dropout: (2, "training", False),
+    functional.feature_alpha_dropout: (2, "training", False),
+    torch.dropout: (2, "train", False),
+    functional.rrelu: (3, "training", False),
+    functional.scaled_dot_product_attention: (4, "dropout_p", False),
+    functional.batch_norm: (5, "training", False),
 }
-# Those that are on unless told otherwise.
-_ON_BY_DEFAULT = {functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d}
 
 
 class RefuseCoupling(TorchFunctionMode):
@@ -192,16 +191,16 @@ class RefuseCoupling(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        position = _TRAINING_FLAGS.get(func)
-        if position is not None and (self._problem.running or [""])[-1] not in self._problem.train_mode:
-            default = func in _ON_BY_DEFAULT
-            flags = [kwargs[name] for name in ("training", "train") if name in kwargs]
-            active = flags[0] if flags else args[position] if len(args) > position else default
-            share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-            if active and not (isinstance(share, int | float) and share == 0):
-                name = str(getattr(func, "__name__", func))
-                reason = "normalizes by the statistics of the batch" if "norm" in name else "is random"
-                raise UnsupportedLayer(coupled_message((self._problem.running or [""])[-1], name, reason))
+        switch = _SWITCHES.get(func)
+        layer = (self._problem.running or [""])[-1]
+        if switch is not None and layer not in self._problem.train_mode:
+            position, flag, default = switch
+            name = func.__name__
+            active = kwargs.get(flag, args[position] if len(args) > position else default)
+            harmless = "dropout" in name and kwargs.get("p", args[1] if len(args) > 1 else 0.5) == 0
+            if active and not harmless:
+                reason = "normalizes by the statistics of the batch" if name == "batch_norm" else "is random"
+                raise UnsupportedLayer(coupled_message(layer, name, reason))
         return func(*args, **kwargs)
 
 

@@ -351,6 +351,10 @@ class Outputs(nn.Module):
          lambda: empirical_ntk(nn.Sequential(nn.LSTM(3, 2, 2, dropout=0.1)), X)),
         (UnsupportedLayer, r"layer '1' \(dropout\) is random",
          lambda: empirical_ntk(nn.Sequential(nn.ReLU(), Outputs(functional.dropout)), X)),
+        (UnsupportedLayer, r"\(rrelu\) is random",
+         lambda: empirical_ntk(Outputs(lambda y: functional.rrelu(y, 0.0, 1.0, True)), X)),
+        (UnsupportedLayer, r"\(scaled_dot_product_attention\) is random",
+         lambda: empirical_ntk(Outputs(lambda y: functional.scaled_dot_product_attention(y, y, y, dropout_p=0.1)), X)),
         (UnsupportedLayer, r"layer '<root>' \(batch_norm\) normalizes",
          lambda: empirical_ntk(Outputs(lambda y: functional.batch_norm(y, None, None, training=True)), X)),
         (UnsupportedLayer, "'weight' has dtype torch.complex64",
@@ -363,6 +367,13 @@ def test_errors(engine: str, kind: type[NtkdynError], message: str, call: Any, m
     with pytest.raises(kind, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda y: functional.dropout(y, 0.0), lambda y: functional.dropout(y, training=False)]
+)
+def test_dropout_that_drops_nothing(made: Any) -> None:
+    assert empirical_ntk(Outputs(made), X).shape == (4, 4)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
