@@ -49,9 +49,9 @@ def create(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
 
 
-def write(descriptor: int, data: bytes | memoryview) -> int:
-    """Write at the current position; return how many bytes were taken."""
-    return os.write(descriptor, data)
+def write(descriptor: int, data: bytes | memoryview, offset: int) -> int:
+    """Write at an offset; return how many bytes were taken."""
+    return os.pwrite(descriptor, data, offset)
 
 
 def fsync(descriptor: int) -> None:
@@ -115,12 +115,18 @@ def read(path: Path) -> bytes:
 class OutputFile(io.RawIOBase):
     """A new file as a Python file object, so that HDF5 never opens a file for writing itself.
 
-    HDF5's own driver ends the process at exit when the disk is full; through this object a full disk is an OSError.
+    A failing write is kept and raised by ``check`` and ``sync``, outside of HDF5: its own driver ends the process at
+    exit when the disk is full, and an exception out of a write that HDF5 asked for ends it as well, later, at the next
+    garbage collection (HDF5 2.0.0; test_disk_that_fails_while_packing). What comes after the failure stays in memory,
+    so that HDF5 reads back what it wrote until it has closed the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = create(path)
+        self._position = 0
+        self._failure: OSError | None = None
+        self._unwritten: list[tuple[int, bytes]] = []
 
     def readable(self) -> bool:
         return True
@@ -132,30 +138,59 @@ class OutputFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = os.read(self._descriptor, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        while rest:
-            rest = rest[write(self._descriptor, rest) :]
+        target = memoryview(buffer).cast("B")
+        data = os.pread(self._descriptor, len(target), self._position)
+        size = len(data)
+        target[:size] = data
+        for offset, late in self._unwritten:
+            first = max(offset, self._position)
+            last = min(offset + len(late), self._position + len(target))
+            if first < last:
+                target[first - self._position : last - self._position] = late[first - offset : last - offset]
+                size = max(size, last - self._position)
+        self._position += size
         return size
 
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        whole = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(whole) and self._failure is None:
+                done += write(self._descriptor, whole[done:], self._position + done)
+        except OSError as error:
+            self._failure = error
+        if done < len(whole):
+            self._unwritten.append((self._position + done, bytes(whole[done:])))
+        self._position += len(whole)
+        return len(whole)
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return os.lseek(self._descriptor, offset, whence)
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+        if start is None:
+            ends = [late_offset + len(late) for late_offset, late in self._unwritten]
+            start = max([os.fstat(self._descriptor).st_size, *ends])
+        self._position = start + offset
+        return self._position
 
     def tell(self) -> int:
-        return os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        return self._position
 
     def truncate(self, size: int | None = None) -> int:
-        length = self.tell() if size is None else size
-        os.ftruncate(self._descriptor, length)
+        length = self._position if size is None else size
+        try:
+            os.ftruncate(self._descriptor, length)
+        except OSError as error:
+            self._failure = self._failure or error
         return length
 
+    def check(self) -> None:
+        """Raise the OSError of the first write that failed, if one did."""
+        if self._failure is not None:
+            raise self._failure
+
     def sync(self) -> None:
-        """Bring what was written to the disk."""
+        """Bring what was written to the disk; raises the first failure."""
+        self.check()
         fsync(self._descriptor)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,9 @@ def pack(path: str | Path, *, trusted: bool = False) -> Path:
     reader = RunReader.open(path, trusted=trusted)
     target = reader.path / "run.h5"
     with files.publishing(target) as output:
-        try:
-            with h5py.File(output, "w", libver=LIBRARY_VERSION) as file:
-                sums = _Packing(file, reader).run()
-        except (RuntimeError, ValueError) as error:
-            # HDF5 reports a failing write while closing as one of these.
-            raise StorageError(f"cannot write {target}: {' '.join(str(error).split())}; the segments stay") from error
+        with h5py.File(output, "w", libver=LIBRARY_VERSION) as file:
+            sums = _Packing(file, reader, output.check).run()
+        output.sync()
         _compare(output.path, sums)
     remember(target)
     for source in reader.sources:
@@ -112,7 +109,8 @@ def _put_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, An
 class _Packing:
     """One run on its way into one file; ``run`` returns the CRC of every row by array path."""
 
-    def __init__(self, file: h5py.File, reader: RunReader) -> None:
+    def __init__(self, file: h5py.File, reader: RunReader, check: Callable[[], None]) -> None:
+        self.check = check
         self.file = file
         self.reader = reader
         self.sums: dict[str, np.ndarray[Any, Any]] = {}
@@ -242,6 +240,8 @@ class _Packing:
         if data.size:
             kind = stored_dtype(field.dtype)
             self.file[path][selection] = data.astype(object) if field.dtype == TEXT else data.astype(kind)
+        # A full disk ends the work here, not after everything has been sent to it in vain.
+        self.check()
 
 
 def _compare(path: Path, sums: Mapping[str, np.ndarray[Any, Any]]) -> None:
