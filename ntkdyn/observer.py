@@ -261,8 +261,9 @@ def _as_array(value: Any) -> Array:
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value):
         value = torch.stack(list(value))
     if isinstance(value, Tensor):
-        tensor = value.detach().cpu()
-        return np.array(tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)
+        tensor = value.detach().cpu().resolve_conj().resolve_neg()
+        # A copy: the tensor may be a part of the clone, or be shared with the next probe.
+        return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy().copy()
     return np.array(value)
 
 

@@ -110,7 +110,7 @@ def load_object(text: str) -> Any:
     missing = object()
     found = getattr(module, name, missing)
     if found is missing:
-        public = [key for key in vars(module) if not key.startswith("_")]
+        public = [key for key in dir(module) if not key.startswith("_")]
         raise UnknownName(f"{source} has no {name!r}; {_nearest(name, public)}")
     return found
 
@@ -142,7 +142,7 @@ def _load(text: str, group: str, kind: str) -> Any:
 
 def _parts(text: str) -> tuple[str, str]:
     """Split "target[:options]"; options hold "=", and a file's path may hold ":" itself."""
-    file = re.match(r"(?P<file>.+\.py):(?P<rest>.+)", text)
+    file = re.match(r"(?P<file>.+\.py):(?P<rest>.*)", text)
     if file:
         name, _, options = file["rest"].partition(":")
         return f"{file['file']}:{name}", options

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.utils._pytree import tree_map
+
 from ..errors import ConfigurationError
-from ..gates import UnitCounts, nonlinear_units
+from ..gates import nonlinear_units
 from ..probe import Field, Snapshot
 
 
@@ -26,7 +28,8 @@ class NonlinearUnits:
 
         Raises: ConfigurationError: the network has no gates.
         """
-        counts = _counts(snapshot)
+        # On one sample, because functional activations show only when the network runs.
+        counts = nonlinear_units(snapshot.model, tree_map(lambda leaf: leaf[:1], snapshot.inputs))
         if not counts.total:
             raise ConfigurationError(
                 "the network has no Gate; expected at least one (always active: "
@@ -48,16 +51,12 @@ class NonlinearUnits:
 
     def measure(self, snapshot: Snapshot, /) -> Mapping[str, Any]:
         """Return the counts at this step."""
-        counts = _counts(snapshot)
+        counts = nonlinear_units(snapshot.model)
         return {
             "active": list(counts.active.values()),
             "total": list(counts.total.values()),
             "weighted": list(counts.weighted.values()),
         }
-
-
-def _counts(snapshot: Snapshot) -> UnitCounts:
-    return nonlinear_units(snapshot.model)
 
 
 def _listed(kinds: Mapping[str, str]) -> str:
