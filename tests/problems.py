@@ -391,3 +391,14 @@ def selected_parameters() -> Problem:
 def strided_inputs() -> Problem:
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     return Problem(model, torch.randn(4, 5).T, torch.randn(3, 8)[:, ::2])
+
+
+@problem
+def layer_without_effect() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        self.monitor(hidden)
+        return self.head(hidden.relu_())
+
+    model = Composite(call, first=nn.Linear(4, 5), monitor=nn.Linear(5, 2), head=nn.Linear(5, 3))
+    return Problem(model, torch.randn(4, 4), torch.randn(3, 4))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -94,32 +94,32 @@ def _prepare(problem: Problem, side: int) -> _Side:
         if interception.differentiates and excluded is not None:
             excluded = None
             continue
-        calls = interception.calls
-        arrangements, rest = _tell_samples_apart(problem, outputs, calls, size)
-        lost = [call.number for call, arrangement in zip(calls, arrangements, strict=True) if arrangement is None]
+        arrangements, rest = _tell_samples_apart(problem, outputs, interception.calls, size)
+        lost = [call.number for call, arrangement in arrangements if arrangement is None]
         if lost:
             excluded = (excluded or frozenset()) | frozenset(lost)
             continue
-        if not calls and not rest:
+        if not arrangements and not rest:
             problem.refuse_foreign_outputs(outputs)
-        uses = [_use(call, arrange) for call, arrange in zip(calls, arrangements, strict=True) if arrange is not None]
+        uses = [_use(call, arrange) for call, arrange in arrangements if arrange is not None]
         return _Side(outputs, uses, rest, excluded)
 
 
 def _use(call: Call, arrange: Arrangement) -> _Use:
     if call.input._version != call.version:
+        names = ", ".join(map(repr, call.names.values()))
         raise UnsupportedLayer(
-            f"layer {call.layer!r} ({call.rule.target!r}): its input is changed in place after the call, so that the "
-            f"gradient of {', '.join(map(repr, call.names.values()))} cannot be computed; remove the in-place operation"
+            f"layer {call.layer!r} ({call.rule.target.__name__}): its input is changed in place after the call, and "
+            f"the gradient of {names} needs it; remove the in-place operation"
         )
-    site = Site(input=arrange(call.input), arguments=call.arguments, roles=tuple(call.names))
+    site = Site(input=arrange(call.input), arguments=call.arguments)
     return _Use(call, arrange, call.rule.gradient(site))
 
 
 def _tell_samples_apart(
     problem: Problem, outputs: Tensor, calls: Sequence[Call], size: int
-) -> tuple[list[Arrangement | None], list[str]]:
-    """For each call the axis that holds the samples, None where there is none; and the parameters left in the graph.
+) -> tuple[list[tuple[Call, Arrangement | None]], list[str]]:
+    """Calls that reach the outputs, each with its axis of samples (None: it has none); parameters left in the graph.
 
     The shape alone does not tell: in [T, N, d] with T = N the first axis holds positions, and a layer that mixes
     samples has none. So the outputs of two disjoint sets of samples are differentiated, and each may reach only its
@@ -134,28 +134,28 @@ def _tell_samples_apart(
     seeds = [mask.to(outputs.dtype)[:, None] * weights for mask in (~member, member)]
     reached = gradients(outputs, [*edges, *leaves], seeds[0])
     rest = [name for name, gradient in zip(names, reached[len(edges) :], strict=True) if gradient is not None]
-    if size == 1:
-        return [_arrangement(1, 0, call.shape[0], True) for call in calls], rest
     reached_2 = gradients(outputs, edges, seeds[1]) if edges else ()
-    found: list[Arrangement | None] = []
+    found: list[tuple[Call, Arrangement | None]] = []
     for call, gradient, gradient_2 in zip(calls, reached[: len(edges)], reached_2, strict=True):
         if gradient is None or gradient_2 is None:
-            found.append(_arrangement(size, 0, size, True))
             continue
-        candidates = [
-            _arrangement(size, axis, call.shape[axis], major)
-            for axis in range(call.rule.leading(call.arguments))
-            for major in (True, False)
-            if call.shape[axis] == size or (axis == 0 and call.shape[0] % size == 0)
-        ]
         fitting = (
             candidate
-            for candidate in candidates
+            for candidate in _candidates(call, size)
             if not _by_sample(candidate(gradient), size)[member].any()
             and not _by_sample(candidate(gradient_2), size)[~member].any()
         )
-        found.append(next(fitting, None))
+        found.append((call, next(fitting, None)))
     return found, rest
+
+
+def _candidates(call: Call, size: int) -> Iterator[Arrangement]:
+    for axis in range(call.rule.leading(call.arguments)):
+        length = call.shape[axis]
+        if length == size or (axis == 0 and length % size == 0):
+            yield _arrangement(size, axis, length, sample_major=True)
+            if length != size:
+                yield _arrangement(size, axis, length, sample_major=False)
 
 
 def _by_sample(tensor: Tensor, size: int) -> Tensor:

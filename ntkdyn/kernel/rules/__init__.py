@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...errors import ConfigurationError
@@ -34,15 +33,6 @@ class Outer:
     right: Tensor
     classes: int = 0
 
-    def rows(self) -> Tensor:
-        """The same as rows [N, P]."""
-        if not self.classes:
-            return torch.bmm(self.left.transpose(1, 2), self.right).flatten(1)
-        samples, _, width = self.left.shape
-        rows = self.left.new_zeros(samples, self.classes, width)
-        rows.scatter_add_(1, self.right.unsqueeze(-1).expand_as(self.left), self.left)
-        return rows.flatten(1)
-
 
 # What a rule gives for one parameter: output gradient [B, ...] -> Outer, or rows [B, P].
 Contribution = Callable[[Tensor], Outer | Tensor]
@@ -55,12 +45,10 @@ class Site:
     Attributes:
         input: its input, detached, samples (or whole multiples of them) on axis 0.
         arguments: all its arguments by name; for a module the module itself under "module".
-        roles: which arguments are wanted parameters.
     """
 
     input: Tensor
     arguments: Mapping[str, Any]
-    roles: tuple[str, ...]
 
 
 @dataclass(frozen=True)
