@@ -30,6 +30,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate, map_arg
 
+from . import path_attention as path_attention  # registers its rules
 from . import path_shapes as path_shapes  # registers its rules
 from .call_sites import ROOT
 from .clone import structural_clone, unwrapped
@@ -160,7 +161,7 @@ def trace_paths(model: nn.Module, example: Any) -> PathGraph:
             f"path lengths: torch.fx cannot trace {type(model).__name__}: {_one_line(error)}; control flow must not "
             f"depend on values of tensors; take it out of forward, or measure the traceable part"
         ) from error
-    walk = _Walk(root, graph, single=whole)
+    walk = _Walk(root, graph, network=clone)
     devices = {tensor.device for tensor in inputs if isinstance(tensor, Tensor) and tensor.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices=[device.index for device in devices]):
         walk.run(*inputs)
@@ -187,11 +188,12 @@ class _Tracer(torch.fx.Tracer):
 class _Walk(torch.fx.Interpreter):
     """Runs the graph on the example and follows the channels from node to node."""
 
-    def __init__(self, root: nn.Module, graph: torch.fx.Graph, *, single: bool) -> None:
+    def __init__(self, root: nn.Module, graph: torch.fx.Graph, *, network: nn.Module) -> None:
         super().__init__(root, graph=graph)
         # With it, torch.fx appends its own lines to every message.
         self.extra_traceback = False
-        self.single = single
+        self.network = network
+        self.single = network is not root
         self.carried: dict[torch.fx.Node, Carried] = {}
         self.program = Program()
         self.outputs: list[Track] = []
@@ -273,7 +275,7 @@ class _Walk(torch.fx.Interpreter):
                 open_ends.extend(operands[index])
         kept = sorted(needed)
         place = {index: position for position, index in enumerate(kept)}
-        present = gates(self.module)
+        present = gates(self.network)
         names = [
             operation.gate
             for operation in (operations[index] for index in kept)
@@ -283,7 +285,7 @@ class _Walk(torch.fx.Interpreter):
             tuple(operations[index] for index in kept),
             tuple(tuple(place[i] for i in operands[index]) for index in kept),
             tuple(place[track.index] for track in self.outputs),
-            {name: (present["0"] if self.single else present[name]).channels for name in names},
+            {name: present[name].channels for name in names},
         )
 
 

@@ -432,7 +432,7 @@ def test_units_that_are_no_gates_are_always_active(unit: nn.Module) -> None:
     "layer",
     [
         nn.Identity(), nn.Dropout(), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4),
-        nn.LayerNorm([4, 6, 6]), Function(lambda x: x.T.T.data), Function(lambda x: x.mT),
+        nn.LayerNorm([4, 6, 6]), Function(lambda x: x.mT.data), Function(lambda x: x.mT),
         nn.MaxPool2d(2), nn.AvgPool2d(3), nn.AdaptiveAvgPool2d(2), nn.Softmax(1), nn.Upsample(scale_factor=2),
         nn.ZeroPad2d(1), nn.ReflectionPad2d(1), Function(lambda x: functional.max_pool2d(x, 2)),
         Function(lambda x: functional.dropout(x, 0.5)), Function(lambda x: functional.log_softmax(x, dim=1)),
@@ -525,6 +525,55 @@ def test_sequences_have_their_channels_last() -> None:
     net = Tokens()
     assert path_lengths(net, torch.zeros(2, 5, dtype=torch.long)).normalized == 0.5
     assert path_lengths(net, (torch.zeros(2, 5, dtype=torch.long),)).normalized == 0.5
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_transformer_encoders(norm_first: bool) -> None:
+    def layer() -> nn.TransformerEncoderLayer:
+        return nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, norm_first=norm_first)
+
+    example = torch.zeros(2, 5, 4)
+    plain = path_lengths(layer(), example)
+    # 4 features; attention is two dense maps of width 4 beside the skip, the feed-forward part 4 -> 6 -> 4 beside it.
+    attended = 1 + 4 * 4
+    assert plain.paths == 4 * (attended + 4 * attended * 6)
+    assert plain.normalized == 0.5
+    gated = layer()
+    gated.activation = Gate(6, dim=-1)
+    gated.activation.freeze(torch.tensor([True] * 3 + [False] * 3))
+    for net, prefix in ((gated, ""), (nn.Sequential(gated, nn.Linear(4, 2)), "0.")):
+        lengths = path_lengths(net, example)
+        assert lengths.normalized == 0.25
+        assert lengths.per_layer == {f"{prefix}activation": 0.5}
+    stack = nn.TransformerEncoder(layer(), 3, norm=nn.LayerNorm(4), enable_nested_tensor=False)
+    for net, prefix in ((stack, ""), (nn.Sequential(nn.Linear(4, 4), stack), "1.")):
+        stack.layers[1].activation = gated.activation
+        lengths = path_lengths(net, example)
+        assert lengths.normalized == pytest.approx(1.25)
+        assert lengths.per_layer == {f"{prefix}layers.1.activation": 0.5}
+
+
+def test_attention_follows_the_values() -> None:
+    class Attention(nn.Module):
+        def __init__(self, ready_made: bool) -> None:
+            super().__init__()
+            self.ready_made = ready_made
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.project, self.out, self.gate = nn.Linear(4, 12), nn.Linear(4, 4), gate("1000")
+            self.gate.dim = -1
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.ready_made:
+                return x + self.attention(x, x, self.gate(x), need_weights=False)[0]
+            q, k, v = self.project(self.gate(x)).chunk(3, dim=-1)
+            q, k, v = (part.view(2, 5, 2, 2).transpose(1, 2) for part in (q, k, v))
+            mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, 4)
+            return x + self.out(mixed)
+
+    for ready_made in (True, False):
+        lengths = path_lengths(Attention(ready_made), torch.zeros(2, 5, 4))
+        assert lengths.normalized == pytest.approx(0.125)
+        assert lengths.paths == 4 * (1 + 4 * 4)
 
 
 def test_several_inputs_and_outputs() -> None:
@@ -632,6 +681,10 @@ def test_public_names() -> None:
     assert ntkdyn.PathLengths is PathLengths
 
 
+class Odd(nn.TransformerEncoderLayer):
+    """Not the plain encoder layer, so nothing is known about it."""
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -656,6 +709,11 @@ def test_public_names() -> None:
         (nn.Sequential(Function(lambda x: x.t()), nn.Linear(2, 2)), "'1.1' .* axis 1 .* channels lie on axis 0"),
         (nn.Sequential(Function(lambda x: x.t() + x), nn.Linear(2, 2)), "fails on the example"),
         (Function(lambda x: x[:, :2].t() + x[:, :2]), r"adds branches with their channels on axes \[0, 1\]"),
+        (
+            nn.TransformerEncoder(Odd(4, 2), 2, enable_nested_tensor=False),
+            r"holds '1.layers.0' \(Odd\), which has no rule",
+        ),
+        (Function(lambda x: functional.scaled_dot_product_attention(x, x, torch.zeros(2, 4))), "expected that of its"),
         (nn.MaxPool1d(2, return_indices=True), "returned tuple; expected one tensor"),
     ],
 )
