@@ -82,8 +82,8 @@ class SlopeVector:
         wanted = self.total * remaining if share else int(remaining)
         if wanted > sum(active):
             raise ConfigurationError(
-                f"{caller}: remaining={remaining} asks for {wanted:g} units of {self.total}; only {sum(active)} are not "
-                "frozen yet; ask for fewer"
+                f"{caller}: remaining={remaining} asks for {wanted:g} units of {self.total}; only {sum(active)} are "
+                "not frozen yet; ask for fewer"
             )
         possible = reachable(active)
         below = next(count for count in range(math.floor(wanted), -1, -1) if possible >> count & 1)
