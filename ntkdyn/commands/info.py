@@ -91,7 +91,8 @@ def _sweep_lines(path: Path) -> list[str]:
         planned = [str(entry["run"]) for entry in sweep["plan"]]
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedRecording(
-            f"{path / 'sweep.json'} is damaged: found {type(error).__name__} {error}, expected the plan of a sweep; restore it from a copy"
+            f"{path / 'sweep.json'} is damaged: found {type(error).__name__} {error}, expected the plan of a sweep; "
+            "restore it from a copy"
         ) from error
     lines = [f"sweep {path.absolute().name}", f"  experiment: {sweep.get('experiment', 'unknown')}"]
     for kind in ("trunks", "arms"):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import ConfigurationError, StorageError
+from ..errors import ConfigurationError, NtkdynError, StorageError
 
 TEMPORARY = ".tmp-"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -36,7 +36,7 @@ def check_name(name: str, what: str) -> str:
 def _storage(action: str, path: str | Path) -> Iterator[None]:
     try:
         yield
-    except StorageError:
+    except NtkdynError:
         raise
     except OSError as error:
         failure = StorageError(f"cannot {action} {path}: {error.strerror or error}; nothing committed before is lost")
@@ -121,8 +121,9 @@ class OutputFile(io.RawIOBase):
     so that HDF5 reads back what it wrote until it has closed the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, target: Path | None = None) -> None:
         self.path = path
+        self._target = target or path
         self._descriptor = create(path)
         self._position = 0
         self._failure: OSError | None = None
@@ -184,9 +185,10 @@ class OutputFile(io.RawIOBase):
         return length
 
     def check(self) -> None:
-        """Raise the OSError of the first write that failed, if one did."""
+        """Raise StorageError for the first write that failed, if one did."""
         if self._failure is not None:
-            raise self._failure
+            with _storage("write", self._target):
+                raise self._failure
 
     def sync(self) -> None:
         """Bring what was written to the disk; raises the first failure."""
@@ -208,7 +210,7 @@ def publishing(path: Path) -> Iterator[OutputFile]:
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
     with _storage("write", path):
         try:
-            with OutputFile(temporary) as file:
+            with OutputFile(temporary, target=path) as file:
                 yield file
                 file.sync()
             replace(temporary, path)

@@ -24,7 +24,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import ConfigurationError, DamagedRecording
+from ..errors import ConfigurationError, DamagedRecording, NtkdynError
 from ..probe import Field
 
 FORMAT = "ntkdyn recording 1"
@@ -217,7 +217,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
         # No HDF5 lock: files are immutable once published, and locking fails on many network mounts.
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (FileNotFoundError, DamagedRecording):
+    except (FileNotFoundError, NtkdynError):
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, AttributeError) as error:
         reason = " ".join(str(error).split())

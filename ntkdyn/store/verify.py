@@ -162,7 +162,7 @@ def _links(group: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Group | h5
     while stack:
         parent = stack.pop()
         for name in parent:
-            where = f"{parent.name.rstrip('/')}/{name}"
+            where = f"{parent.name}/{name}".strip("/")
             link = parent.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):
                 raise _untrusted(path, where, f"a link of type {type(link).__name__}", "hard links only")
@@ -175,7 +175,7 @@ def _links(group: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Group | h5
                 stack.append(child)
             elif not isinstance(child, h5py.Dataset):
                 raise _untrusted(path, where, f"a {type(child).__name__}", "groups and arrays only")
-            yield where.strip("/"), child
+            yield where, child
 
 
 def _check_dataset(dataset: h5py.Dataset, name: str, path: Path, max_bytes: int, max_ratio: float) -> int:
