@@ -11,6 +11,8 @@ channel a feature of its own. The conventions, each with a test:
   are not flattened: in `a + b + c`, that is `(a + b) + c`, c has probability 1/2. Adding a constant is no branch.
 - A channel that zero padding or a concatenated constant made (option A shortcuts) has no predecessor there: at a sum
   it takes the other branch with probability 1.
+- Attention passes its values on, each channel to itself; its weights are no path and softmax no unit.
+- A node without a rule is refused by name, never guessed.
 - Each output channel has equal weight.
 
 Source: Mehmeti-Göpel and Disselhoff 2023 (arXiv 2211.17180) for the idea; formulas worked out here.
