@@ -136,20 +136,20 @@ def _without_diagonal(kernels: FloatArray) -> FloatArray:
     return np.asarray(np.where(off, kernels - mean, 0.0))
 
 
-def _hsic_1(K: FloatArray, L: FloatArray) -> FloatArray:
-    n = K.shape[1]
-    first, second = _without_diagonal(K), _without_diagonal(L)
-    trace = (first * second.swapaxes(1, 2)).sum(axis=(1, 2))
+def _hsic_1(first: FloatArray, second: FloatArray) -> FloatArray:
+    """HSIC_1 of kernels [B, N, N] without diagonal."""
+    n = first.shape[1]
+    trace = np.asarray((first * second.swapaxes(1, 2)).sum(axis=(1, 2)))
     sums = first.sum(axis=(1, 2)) * second.sum(axis=(1, 2))
     rows = (first.sum(axis=1) * second.sum(axis=2)).sum(axis=1)
     return np.asarray((trace + sums / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows) / (n * (n - 3)))
 
 
 def _rounding_of_hsic(kernels: FloatArray) -> FloatArray:
-    """HSIC_1(K, K) of scaled kernels [B, N, N] that is no more than rounding error of its sums, whatever its sign."""
+    """HSIC_1(K, K) of scaled kernels [B, N, N] without diagonal that is no more than rounding error, of either sign."""
     samples = kernels.shape[1]
     epsilon = np.finfo(np.float64).eps
-    squares = (_without_diagonal(kernels) ** 2).mean(axis=(1, 2))
+    squares = (kernels**2).mean(axis=(1, 2))
     return np.asarray(8 * epsilon * squares + (samples * epsilon) ** 2)
 
 
@@ -170,7 +170,7 @@ def hsic(K: ArrayLike, L: ArrayLike, *, estimator: Estimator = "unbiased") -> Me
     first, second = _pair(K, L, estimator, where=where)
     n = first.shape[1]
     if estimator == "unbiased":
-        values = _hsic_1(first, second)
+        values = _hsic_1(_without_diagonal(first), _without_diagonal(second))
     elif n < 2:
         raise ShapeError(f"{where}: 1 sample; the biased estimator needs at least 2")
     else:
@@ -202,6 +202,7 @@ def cka(K: ArrayLike, L: ArrayLike, *, estimator: Estimator = "biased") -> Measu
     (first, largest), (second, largest_second) = scaled(first), scaled(second)
     if not (largest.all() and largest_second.all()):
         raise UndefinedMeasure(f"{where}: a kernel is zero and has no alignment; leave that step out")
+    first, second = _without_diagonal(first), _without_diagonal(second)
     across, own, own_second = _hsic_1(first, second), _hsic_1(first, first), _hsic_1(second, second)
     judged = (own > _rounding_of_hsic(first)) & (own_second > _rounding_of_hsic(second))
     product = np.where(judged, own * own_second, 1.0)
