@@ -43,7 +43,7 @@ class Interruption:
                 signal.signal(number, previous)
         self._previous = {}
 
-    def enter(self, *_: Any) -> None:
+    def enter(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         """Hook before an optimizer step."""
         self.stepping = True
 

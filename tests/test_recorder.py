@@ -1,0 +1,458 @@
+"""When the recorder records, what it writes, what it refuses, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ntkdyn as nd
+from ntkdyn.errors import (
+    ConfigurationError,
+    NondeterministicForward,
+    ProbeError,
+    RecordingExists,
+    ShapeError,
+    UnknownName,
+)
+from ntkdyn.gates import Gate
+from ntkdyn.recording import git_commit
+from ntkdyn.store.reader import RunReader
+
+X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
+
+
+class Norm:
+    """Norm of all weights; may do something else at a step."""
+
+    name = "norm"
+
+    def __init__(self, at: int | None = None, act: Any = None, **field: Any) -> None:
+        self.at, self.act = at, act
+        self.field = {"name": "norm", "dtype": "f8"} | field
+        self.steps: list[int] = []
+        self.previous: list[Any] = []
+
+    def fields(self, snapshot: nd.Snapshot) -> list[nd.Field]:
+        return [nd.Field(**self.field)]
+
+    def measure(self, snapshot: nd.Snapshot) -> Mapping[str, Any]:
+        self.steps.append(snapshot.step)
+        self.previous.append(snapshot.previous("norm"))
+        if snapshot.step == self.at:
+            return self.act()  # type: ignore[no-any-return]
+        return {"norm": sum(float(p.detach().square().sum()) for p in snapshot.model.parameters())}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 5), Gate(5), nn.Linear(5, 2))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+
+
+def run_with(
+    tmp_path: Path, probes: list[Any], steps: int = 10, **options: Any
+) -> tuple[nd.Recorder, torch.optim.Optimizer]:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(model, probes, {"test": (X, Y)}, path=tmp_path / "run", **options)
+    with recorder.attach(optimizer, total_steps=steps):
+        train(model, optimizer, steps)
+    return recorder, optimizer
+
+
+def hooks_of(optimizer: torch.optim.Optimizer) -> int:
+    return len(optimizer._optimizer_step_post_hooks) + len(optimizer._optimizer_step_pre_hooks)
+
+
+def status(path: Path) -> str:
+    return str(RunReader.open(path).manifest["status"])
+
+
+def test_first_due_and_last_steps(tmp_path: Path) -> None:
+    probe = Norm()
+    recorder, optimizer = run_with(tmp_path, [probe], schedule=nd.every(4), steps_per_epoch=5)
+    assert probe.steps == [0, 4, 8, 10]
+    assert recorder.step == 10
+    assert hooks_of(optimizer) == 0
+    assert status(recorder.path) == "running"
+    recorder.finish({"accuracy": 0.5})
+    recorder.close()
+    recorder.close()
+    reader = RunReader.open(recorder.path)
+    assert reader.steps("norm/test").tolist() == probe.steps
+    assert reader.epochs("norm/test").tolist() == [0, 0.8, 1.6, 2]
+    assert reader.attributes("norm/test")["schedule"] == "every(4)"
+    assert reader.manifest["results"] == {"accuracy": 0.5}
+    assert reader.manifest["status"] == "finished"
+    assert reader.manifest["parameters"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert len(reader.manifest["final_weights_sha256"]) == 64
+    assert np.array_equal(reader.read("probe_sets/test/inputs"), X)
+    assert np.array_equal(reader.read("probe_sets/test/targets"), Y)
+    assert [None if one is None else float(one) for one in probe.previous] == [
+        None,
+        *reader.read("norm/test/norm")[:-1],
+    ]
+
+
+def test_finished_when_the_recorder_is_gone(tmp_path: Path) -> None:
+    recorder, _ = run_with(tmp_path, [Norm()], schedule=nd.every(4))
+    del recorder
+    assert status(tmp_path / "run") == "finished"
+    assert (tmp_path / "run" / "run.h5").exists()
+
+
+def test_watches_have_schedules_sets_and_names(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probes = [
+        nd.Watch(Norm(), schedule=nd.paired(nd.every(5), 2), name="MyNorm", sets=["a"]),
+        nd.Watch("units", schedule=lambda step: step == 3),
+    ]
+    recorder = nd.Recorder(model, probes, {"a": X, "b": X}, path=tmp_path / "run")
+    with recorder.attach(optimizer, first_step=2):
+        train(model, optimizer, 6)
+    recorder.close()
+    reader = RunReader.open(tmp_path / "run")
+    assert sorted(reader.groups()) == ["my_norm/a", "units"]
+    assert reader.steps("my_norm/a").tolist() == [2, 5, 7, 8]
+    assert reader.steps("units").tolist() == [2, 3, 8]
+    assert reader.attributes("my_norm/a")["dt_steps"] == 2
+
+
+def test_manual_recording_counts_calls_and_obeys_schedules(tmp_path: Path) -> None:
+    probe = Norm()
+    recorder = nd.Recorder(network(), [probe], X, path=tmp_path / "run", schedule=nd.every(2))
+    for _ in range(5):
+        recorder.record()
+    recorder.record(10, epoch=2.5)
+    recorder.record(10)
+    with pytest.raises(ConfigurationError, match="found step 9 after step 10"):
+        recorder.record(9)
+    recorder.close()
+    assert probe.steps == [0, 2, 4, 10]
+    assert RunReader.open(tmp_path / "run").epochs("norm")[-1] == 2.5
+    with pytest.raises(ConfigurationError, match=r"found record\(\) after close"):
+        recorder.record()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_skipped_by_loss_scaling_do_not_count(fused: bool, tmp_path: Path) -> None:
+    model, probe = network(), Norm()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    recorder = nd.Recorder(model, [probe], X, path=tmp_path / "run")
+    with recorder.attach(optimizer):
+        for index in range(4):
+            optimizer.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(X), Y)).backward()
+            if index in (1, 2):
+                model[0].weight.grad[0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+    assert probe.steps == [0, 1, 2]
+
+
+def test_several_optimizers_count_the_last(tmp_path: Path) -> None:
+    model, probe = network(), Norm()
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    second = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    recorder = nd.Recorder(model, [probe], X, path=tmp_path / "run")
+    with recorder.attach(first, second):
+        nn.functional.cross_entropy(model(X), Y).backward()
+        first.step()
+        assert probe.steps == [0]
+        second.step()
+        assert probe.steps == [0, 1]
+    assert hooks_of(first) == hooks_of(second) == 0
+
+
+BAD = {
+    "raises": (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
+    "shape": (lambda: {"norm": np.zeros(3)}, r"field 'norm': found shape \[3\], expected \[\] as declared"),
+    "dtype": (lambda: {"norm": 1j}, "field 'norm': found dtype complex128, expected float64"),
+    "NaN": (lambda: {"norm": np.nan}, "field 'norm': found NaN in 1 of 1 numbers"),
+    "undeclared": (lambda: {"norm": 1.0, "more": 2}, "field 'more': found no declaration"),
+    "missing": (lambda: {}, "field 'norm': found nothing"),
+    "no mapping": (lambda: 3.0, r"measure\(\) gave float, expected a mapping"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_failing_probe_ends_the_recording_cleanly(kind: str, tmp_path: Path) -> None:
+    act, message = BAD[kind]
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(model, [Norm(4, act)], {"test": X}, path=tmp_path / "run", schedule=nd.every(2))
+    with (
+        pytest.raises(ProbeError, match=f"probe 'norm', set 'test', step 4.*{message}") as caught,
+        recorder.attach(optimizer),
+    ):
+        train(model, optimizer, 6)
+    assert "\n" not in str(caught.value)
+    assert hooks_of(optimizer) == 0
+    reader = RunReader.open(tmp_path / "run")
+    assert reader.steps("norm/test").tolist() == [0, 2]
+    assert reader.manifest["status"] == "failed"
+
+
+def test_caught_inside_the_block_the_hooks_are_gone_too(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(model, [Norm(1, lambda: 1 / 0)], X, path=tmp_path / "run")
+    with recorder.attach(optimizer):
+        with pytest.raises(ProbeError):
+            train(model, optimizer, 3)
+        assert hooks_of(optimizer) == 0
+        train(model, optimizer, 3)
+    assert status(tmp_path / "run") == "failed"
+
+
+@pytest.mark.parametrize(("on_error", "steps"), [("warn", [0, 2, 6, 8]), ("disable", [0, 2])])
+def test_training_goes_on(on_error: str, steps: list[int], tmp_path: Path) -> None:
+    probes = [Norm(4, lambda: 1 / 0), "outputs"]
+    with pytest.warns(RuntimeWarning, match=r"probe 'norm', set 'test', step 4: ZeroDivisionError.*training goes on"):
+        recorder, _ = run_with(tmp_path, probes, 8, schedule=nd.every(2), on_error=on_error)
+    recorder.close()
+    reader = RunReader.open(tmp_path / "run")
+    assert reader.steps("norm/test").tolist() == steps
+    assert reader.steps("outputs/test").tolist() == [0, 2, 4, 6, 8]
+
+
+def test_nan_where_it_is_declared(tmp_path: Path) -> None:
+    probe = Norm(2, lambda: {"norm": np.nan}, attributes={"allow_nan": True})
+    recorder, _ = run_with(tmp_path, [probe], 3)
+    recorder.close()
+    assert np.isnan(RunReader.open(tmp_path / "run").read("norm/test/norm")).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize("inside", [False, True])
+def test_signals_give_a_last_snapshot(number: int, error: type[BaseException], inside: bool, tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    recorder = nd.Recorder(model, [Norm()], X, path=tmp_path / "run", schedule=nd.every(100))
+    with pytest.raises(error), recorder.attach(optimizer):
+        train(model, optimizer, 3)
+        if inside:
+            optimizer.register_step_pre_hook(lambda *_: os.kill(os.getpid(), number))
+            train(model, optimizer, 3)
+        os.kill(os.getpid(), number)
+    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before
+    reader = RunReader.open(tmp_path / "run")
+    # Inside a step the signal waits until the step is applied.
+    assert reader.steps("norm").tolist() == ([0, 4] if inside else [0, 3])
+    assert reader.manifest["status"] == "interrupted"
+
+
+def test_another_exception_closes_as_failed(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(model, [Norm()], X, path=tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), recorder.attach(optimizer):
+        raise ZeroDivisionError
+    assert hooks_of(optimizer) == 0
+    assert status(tmp_path / "run") == "failed"
+
+
+class FunctionalDropout(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.dropout(inputs, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (FunctionalDropout(), r"layer '1' \(FunctionalDropout\) gives other outputs on the same inputs"),
+        (
+            nn.BatchNorm1d(3, track_running_stats=False),
+            r"layer '1' \(BatchNorm1d\) .* depend on the other samples of the batch",
+        ),
+    ],
+)
+def test_a_forward_that_is_no_function_of_each_sample(layer: nn.Module, message: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), layer, nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(model, ["outputs"], {"test": X}, path=tmp_path / "run", on_error="warn")
+    with pytest.raises(NondeterministicForward, match=message) as caught, recorder.attach(optimizer):
+        pass
+    assert "set 'test'" in str(caught.value)
+    assert hooks_of(optimizer) == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_batchnorm_is_reestimated_on_the_clone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4)).double()
+    calibration, inputs = 3 + 2 * torch.randn(50, 3).double(), torch.randn(5, 3).double()
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    found = nd.measure(model, ["outputs"], inputs, calibration=calibration)["outputs/logits"]
+    assert all(torch.equal(old, new) for old, new in zip(buffers, model.buffers(), strict=True))
+    running = nd.measure(model, ["outputs"], inputs, batchnorm="running")["outputs/logits"]
+    np.testing.assert_array_equal(running, model.eval()(inputs).detach())
+    for module in model:
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = None
+    model.train()(calibration)
+    np.testing.assert_allclose(found, model.eval()(inputs).detach(), rtol=1e-12, atol=1e-12)
+    with pytest.warns(RuntimeWarning, match="running statistics, which are those of nothing at step 0"):
+        nd.measure(model, ["outputs"], inputs)
+    with pytest.raises(ConfigurationError, match="sees 1 value a channel"):
+        nd.measure(model, ["outputs"], inputs, calibration=calibration[:1])
+
+
+def test_forward_runs_once_for_all_probes(tmp_path: Path) -> None:
+    calls = []
+
+    def forward(model: nn.Module, inputs: Any) -> Tensor:
+        calls.append(len(inputs["x"]))
+        return model(inputs["x"])  # type: ignore[no-any-return]
+
+    sets = {"test": ({"x": X, "unused": torch.zeros(4, 2)}, Y)}
+    recorder = nd.Recorder(network(), ["gates", "outputs"], sets, path=tmp_path / "run", forward=forward)
+    recorder.record()
+    assert calls == [4, 4, 2, 2, 4]
+    recorder.record()
+    assert calls[5:] == [4]
+    recorder.close()
+    assert {"probe_sets/test/inputs_0", "probe_sets/test/inputs_1"} <= set(RunReader.open(tmp_path / "run").names())
+
+
+def test_costs_are_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probes = [nd.Watch("ntk", schedule=nd.at_steps([0, 3, 99])), nd.Watch("units", schedule=nd.every(4))]
+    run_with(tmp_path, probes, 10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("ntkdyn: ntk: ")
+    assert lines[0].endswith(" s × 3 snapshots")
+    assert lines[1].endswith(" s × 4 snapshots")
+    assert len(lines) == 2
+    model = network()
+    with nd.Recorder(model, probes, X, path=tmp_path / "other").attach():
+        pass
+    assert " s per snapshot, every(4)" in capsys.readouterr().err
+
+
+def test_max_overhead_skips_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import time
+
+    def slow() -> dict[str, float]:
+        time.sleep(0.05)
+        return {"norm": 1.0}
+
+    probe = Norm()
+    probe.act = slow
+    probe.measure = lambda snapshot: (probe.steps.append(snapshot.step), slow())[1]  # type: ignore[method-assign]
+    recorder, _ = run_with(tmp_path, [probe], 20, max_overhead=0.05)
+    recorder.close()
+    assert probe.steps == [0, 20]
+    assert "norm: 20 scheduled snapshots skipped, max_overhead=0.05" in capsys.readouterr().err
+
+
+def test_only_the_first_process_records(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.distributed, "get_rank", lambda: 1)
+            recorder, _ = run_with(tmp_path, [Norm()], 3)
+        assert recorder.step == 3
+        recorder.finish({})
+        recorder.close()
+        assert not (tmp_path / "run").exists()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_an_existing_recording_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("x")
+    with pytest.raises(RecordingExists, match="holds 'precious' already; nothing was touched"):
+        nd.Recorder(network(), ["units"], X, path=tmp_path / "run")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sets": {}}, ConfigurationError, "found no probe set"),
+        ({"sets": 3}, ConfigurationError, "sets: found int, expected a tensor"),
+        ({"sets": X[:0]}, ConfigurationError, "found no sample"),
+        ({"sets": (X, Y[:2])}, ConfigurationError, "found 4 inputs and targets of shape \\[2\\]"),
+        ({"sets": {"a": {"x": X, "y": X[:2]}}}, ConfigurationError, "probe set 'a': found inputs with 2 and 4 samples"),
+        ({"sets": {"a": "text"}}, ConfigurationError, "probe set 'a': found str"),
+        ({"sets": {"a/b": X}}, ConfigurationError, "probe set 'a/b'"),
+        ({"probes": []}, ConfigurationError, "probes: found none"),
+        ({"probes": "ntk"}, ConfigurationError, "expected a list of probes"),
+        ({"probes": [Norm]}, ConfigurationError, "found the class Norm, expected an object"),
+        ({"probes": [3]}, ConfigurationError, "found int without name"),
+        ({"probes": ["ntk", "ntk"]}, ConfigurationError, "found two with the name 'ntk'"),
+        ({"probes": ["nkt"]}, UnknownName, "did you mean 'ntk'"),
+        (
+            {"probes": [nd.Watch("ntk", sets=["tset"])], "sets": {"test": X}},
+            UnknownName,
+            "no probe set 'tset'; expected 'test'",
+        ),
+        ({"probes": [nd.Watch("ntk", sets=[])]}, ConfigurationError, "found no probe set, expected at least one"),
+        ({"schedule": 50}, ConfigurationError, "found schedule=50, expected a function"),
+        ({"on_error": "ignore"}, ConfigurationError, "on_error='ignore', expected one of 'raise', 'warn', 'disable'"),
+        ({"batchnorm": "train"}, ConfigurationError, "batchnorm='train'"),
+        ({"batchnorm": "reestimate"}, ConfigurationError, "expected calibration=inputs"),
+        ({"max_overhead": 2}, ConfigurationError, "found max_overhead=2"),
+        ({"steps_per_epoch": 0}, ConfigurationError, "found steps_per_epoch=0"),
+    ],
+)
+def test_settings_are_refused_in_one_line(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"probes": ["ntk"], "sets": X} | options
+    with pytest.raises(error, match=message) as caught:
+        nd.Recorder(network(), path=tmp_path / "run", **arguments)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss", "message"),
+    [
+        (torch.tensor([0, 1, 2, 0]), None, "found class numbers from 0 to 2, expected 0 to 1"),
+        (torch.zeros(4, 3), None, r"found targets \[4, 3\] for outputs \[4, 2\]"),
+        (Y, nn.functional.cross_entropy, r"the loss gave \[\] for 4 samples.*reduction='none'"),
+    ],
+)
+def test_losses_that_do_not_fit(targets: Tensor, loss: Any, message: str) -> None:
+    with pytest.raises(ProbeError, match=message):
+        nd.measure(network(), ["outputs"], (X, targets), loss=loss)
+
+
+def test_bad_forward_and_parameters() -> None:
+    with pytest.raises(ShapeError, match=r"outputs have shape \[2, 4\]; expected 4 samples"):
+        nd.measure(network(), ["outputs"], X, forward=lambda model, inputs: model(inputs).T)
+    with pytest.raises(UnknownName, match=r"did you mean '0\.weight'"):
+        nd.measure(network(), ["ntk"], X, parameters=["0.wieght"])
+
+
+def test_git_commit(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) is None
+    folder = tmp_path / ".git"
+    (folder / "refs" / "heads").mkdir(parents=True)
+    (folder / "HEAD").write_text("ref: refs/heads/main\n")
+    (folder / "packed-refs").write_text("# pack-refs\n" + "a" * 40 + " refs/heads/main\n")
+    assert git_commit(tmp_path) == "a" * 40
+    (folder / "refs" / "heads" / "main").write_text("b" * 40 + "\n")
+    (tmp_path / "inner").mkdir()
+    assert git_commit(tmp_path / "inner") == "b" * 40
+    (folder / "HEAD").write_text("c" * 40)
+    assert git_commit(tmp_path) == "c" * 40
