@@ -246,12 +246,16 @@ def test_signals_give_a_last_snapshot(number: int, error: type[BaseException], i
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     recorder = nd.Recorder(model, [Norm()], X, path=tmp_path / "run", schedule=nd.every(100))
-    with pytest.raises(error), recorder.attach(optimizer):
+
+    def interrupted() -> None:
         train(model, optimizer, 3)
         if inside:
             optimizer.register_step_pre_hook(lambda *_: os.kill(os.getpid(), number))
             train(model, optimizer, 3)
         os.kill(os.getpid(), number)
+
+    with pytest.raises(error), recorder.attach(optimizer):
+        interrupted()
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before
     reader = RunReader.open(tmp_path / "run")
     # Inside a step the signal waits until the step is applied.
