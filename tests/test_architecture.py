@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "errors": 0,
     "probe": 1, "gates": 1, "schedule": 1, "clone": 1, "conversion": 1,
-    "call_sites": 1, "static_sites": 1, "retrace": 1, "interruption": 1,
+    "call_sites": 1, "interruption": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
     "path_algebra": 1, "path_rules": 2, "path_shapes": 2, "path_attention": 2,
     "linearization": 3, "plugins": 3, "checkpoint": 3, "snapshots": 3,
@@ -29,9 +29,7 @@ FLOORS = {
 SIDEWAYS = {
     ("cli", "commands"), ("studies", "results"), ("report", "studies"), ("report", "results"), ("sweep", "results"),
     ("experiment", "recorder"), ("recorder", "observer"), ("recorder", "recording"), ("observer", "determinism"), ("conversion", "gates"), ("conversion", "clone"),
-    ("gates", "clone"), ("results", "studies"), ("gates", "call_sites"), ("retrace", "call_sites"),
-    ("static_sites", "call_sites"), ("static_sites", "retrace"), ("conversion", "call_sites"),
-    ("conversion", "static_sites"), ("conversion", "retrace"),
+    ("gates", "clone"), ("results", "studies"), ("gates", "call_sites"), ("conversion", "call_sites"),
     ("path_shapes", "path_rules"), ("path_attention", "path_rules"),
     ("paths", "path_attention"), ("paths", "path_rules"), ("paths", "path_shapes"),
 }  # fmt: skip
@@ -64,7 +62,7 @@ def _module_name(file: Path) -> str:
 def _imports(file: Path) -> Iterator[tuple[int, str]]:
     """Absolute names imported anywhere in a file, functions and TYPE_CHECKING blocks included."""
     name = _module_name(file)
-    package = name.rsplit(".", 1)[0]  # __init__ is a child of its package, so this is right for both kinds
+    package = name.rsplit(".", 1)[0]  # __init__ counts as a child of its package, so this is right for both kinds
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .call_sites import (
+from ..call_sites import (
     ALWAYS_ACTIVE,
     CONVERTIBLE,
     ROOT,
@@ -24,9 +24,9 @@ from .call_sites import (
     record_calls,
     untouched_generators,
 )
-from .clone import structural_clone, unwrapped
-from .errors import ConversionError
-from .gates import Gate, Granularity
+from ..clone import structural_clone, unwrapped
+from ..errors import ConversionError
+from ..gates import Gate, Granularity
 from .retrace import call_nodes, own_weight, place_gate, take_parameters, trace, write_forward
 from .static_sites import predicted_calls
 

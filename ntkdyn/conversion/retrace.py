@@ -12,8 +12,8 @@ import torch
 import torch.fx
 from torch import nn
 
-from .call_sites import CONVERTIBLE, PLAIN_TYPES, ROOT, classify
-from .errors import ConversionError
+from ..call_sites import CONVERTIBLE, PLAIN_TYPES, ROOT, classify
+from ..errors import ConversionError
 
 
 def _expect(value: Any, fixed: Any, argument: str, owner: str) -> None:

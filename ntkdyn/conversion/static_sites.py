@@ -9,8 +9,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .call_sites import ALWAYS_ACTIVE, CONVERTIBLE, Call, CallLog, announced_functions, classify, held_function
-from .errors import ConversionError
+from ..call_sites import ALWAYS_ACTIVE, CONVERTIBLE, Call, CallLog, announced_functions, classify, held_function
+from ..errors import ConversionError
 from .retrace import ForwardTracer
 
 # Size and axis of the channels, and an empty tensor with the type and device of the values.
