@@ -20,7 +20,6 @@ FLOORS = {
     "probe": 1, "gates": 1, "schedule": 1, "clone": 1, "conversion": 1,
     "call_sites": 1, "interruption": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
-    "path_algebra": 1, "path_rules": 2, "path_shapes": 2, "path_attention": 2,
     "linearization": 3, "plugins": 3, "checkpoint": 3, "snapshots": 3,
     "probes": 4, "recorder": 4, "observer": 4, "recording": 4, "determinism": 4, "experiment": 4, "plots": 4,
     "results": 5, "studies": 5, "report": 5, "sweep": 5,
@@ -30,8 +29,6 @@ SIDEWAYS = {
     ("cli", "commands"), ("studies", "results"), ("report", "studies"), ("report", "results"), ("sweep", "results"),
     ("experiment", "recorder"), ("recorder", "observer"), ("recorder", "recording"), ("observer", "determinism"), ("conversion", "gates"), ("conversion", "clone"),
     ("gates", "clone"), ("results", "studies"), ("gates", "call_sites"), ("conversion", "call_sites"),
-    ("path_shapes", "path_rules"), ("path_attention", "path_rules"),
-    ("paths", "path_attention"), ("paths", "path_rules"), ("paths", "path_shapes"),
 }  # fmt: skip
 THIRD_PARTY = {
     "h5py": {"store"},

@@ -17,8 +17,8 @@ from torch.nn import functional
 import ntkdyn
 from ntkdyn.errors import ConfigurationError, ShapeError, TraceError, UnknownName
 from ntkdyn.gates import Gate
-from ntkdyn.path_rules import Call, path_rule
 from ntkdyn.paths import PathLengths, average_path_length, path_lengths, trace_paths
+from ntkdyn.paths.rules import Call, path_rule
 
 
 class Residual(nn.Module):
@@ -699,7 +699,7 @@ class Odd(nn.TransformerEncoderLayer):
             r"\(torch.*cumsum\) has no rule",
         ),
         (Function(lambda x: x.sort(1).values), r"\(Tensor.sort\) has no rule for paths; register a rule"),
-        (nn.GRU(4, 4), r"layer '1' \(GRU\) has no rule for paths; register a rule with ntkdyn.path_rules.path_rule"),
+        (nn.GRU(4, 4), r"layer '1' \(GRU\) has no rule for paths; register a rule with ntkdyn.paths.rules.path_rule"),
         (nn.Linear(5, 2), r"layer '1' \(Linear\) fails on the example: .*give an example that the network accepts"),
         (Function(lambda x: x.detach() @ x.T), r"\(_operator.matmul\) has 2 operands"),
         (Function(lambda x: torch.zeros(3)), "no output depends on the network's input"),

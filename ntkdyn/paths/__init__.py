@@ -32,14 +32,14 @@ import torch.fx
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from . import path_attention as path_attention  # registers its rules
-from . import path_shapes as path_shapes  # registers its rules
-from .call_sites import ROOT
-from .clone import structural_clone, unwrapped
-from .errors import NtkdynError, ShapeError, TraceError, UnknownName
-from .gates import gates
-from .path_algebra import Activation, FloatArray, GateMask, Operation, Source, State
-from .path_rules import Call, Carried, Program, Track, rule_for_function, rule_for_module
+from ..call_sites import ROOT
+from ..clone import structural_clone, unwrapped
+from ..errors import NtkdynError, ShapeError, TraceError, UnknownName
+from ..gates import gates
+from . import attention as attention  # registers its rules
+from . import shapes as shapes  # registers its rules
+from .algebra import Activation, FloatArray, GateMask, Operation, Source, State
+from .rules import Call, Carried, Program, Track, rule_for_function, rule_for_module
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 from torch.nn import functional
 
-from .call_sites import ROOT
-from .gates import Gate
-from .path_algebra import Activation, Dense, Sum
-from .path_rules import Call, Carried, Track, path_rule
+from ..call_sites import ROOT
+from ..gates import Gate
+from .algebra import Activation, Dense, Sum
+from .rules import Call, Carried, Track, path_rule
 
 
 @path_rule(functional.scaled_dot_product_attention)

@@ -1,9 +1,9 @@
 """How each kind of node acts on paths: one rule per module class, function or tensor method.
 
-Rules for layers are here, those for reshaping in `path_shapes`.
+Rules for layers are here, those for reshaping in `shapes`.
 
 A rule gets a `Call` and returns what the node's output carries: a `Track`, a tuple of them, or None where no path
-goes through. It works out channel axes while tracing; the arithmetic itself is in `path_algebra`.
+goes through. It works out channel axes while tracing; the arithmetic itself is in `algebra`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional
 
-from .errors import ConfigurationError, TraceError
-from .gates import Gate
-from .path_algebra import Activation, Dense, Gather, Operation, Source, Sum
+from ..errors import ConfigurationError, TraceError
+from ..gates import Gate
+from .algebra import Activation, Dense, Gather, Operation, Source, Sum
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Call:
     result: Any
     program: Program
 
-    def error(self, found: str, remedy: str = "register a rule with ntkdyn.path_rules.path_rule") -> TraceError:
+    def error(self, found: str, remedy: str = "register a rule with ntkdyn.paths.rules.path_rule") -> TraceError:
         return TraceError(f"path lengths: {self.where} {found}; {remedy}")
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
@@ -129,7 +129,7 @@ class Call:
         if track.axis != axis:
             raise self.error(
                 f"acts on axis {axis} of shape {track.shape} while the channels lie on axis {track.axis}",
-                "move the channels there (transpose) or register a rule with ntkdyn.path_rules.path_rule",
+                "move the channels there (transpose) or register a rule with ntkdyn.paths.rules.path_rule",
             )
         return track
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .path_algebra import Dense, Gather
-from .path_rules import Call, Carried, Track, named, path_rule
+from .algebra import Dense, Gather
+from .rules import Call, Carried, Track, named, path_rule
 
 _SHAPES = """
 Flatten Unflatten PixelShuffle PixelUnshuffle ChannelShuffle pixel_shuffle pixel_unshuffle channel_shuffle pad
