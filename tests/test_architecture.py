@@ -27,7 +27,8 @@ FLOORS = {
 }  # fmt: skip
 SIDEWAYS = {
     ("cli", "commands"), ("studies", "results"), ("report", "studies"), ("report", "results"), ("sweep", "results"),
-    ("experiment", "recorder"), ("recorder", "observer"), ("recorder", "recording"), ("observer", "determinism"), ("conversion", "gates"), ("conversion", "clone"),
+    ("experiment", "recorder"), ("recorder", "observer"), ("recorder", "recording"), ("observer", "determinism"),
+    ("conversion", "gates"), ("conversion", "clone"),
     ("gates", "clone"), ("results", "studies"), ("gates", "call_sites"), ("conversion", "call_sites"),
 }  # fmt: skip
 THIRD_PARTY = {
