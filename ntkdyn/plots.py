@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from .errors import ShapeError
@@ -276,6 +276,15 @@ def draw_raster(
     return image
 
 
+def logarithmic(ax: Axes) -> None:
+    """Make the y axis logarithmic after drawing, with plain numbers as labels: 1, 2, 5 where it spans little."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def finish(figure: FigureBase, *, columns: int = 2) -> None:
     """Put one legend of all labelled artists, without doubles, below the panels; one column where labels are long."""
     found: dict[str, Any] = {}
@@ -283,8 +292,8 @@ def finish(figure: FigureBase, *, columns: int = 2) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        # A line of the legend holds about 52 characters beside the handles.
-        columns = max(1, min(columns, 52 // (max(len(label) for label in found) + 2)))
+        # A line of the legend holds about 56 characters beside the handles.
+        columns = max(1, min(columns, 56 // (max(len(label) for label in found) + 2)))
         rows = -(-len(found) // columns)
         if isinstance(figure, Figure):
             width, height = figure.get_size_inches()

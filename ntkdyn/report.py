@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigurationError, NtkdynError
 from .plugins import installed, load_study
 from .store.files import make_folder, publish
+from .studies import arms
 from .studies.numbers import as_csv, as_json
 from .studies.recorded import Study, Table
 
@@ -178,6 +179,10 @@ def _groups(study: Study, sources: Sequence[Any], runs: Mapping[str, Run]) -> It
         tasks.setdefault(str(run.config.get("task", "")), {})[name] = run
     for task, members in sorted(tasks.items()):
         series = _series(members)
+        if getattr(study, "with_arms", False) and arms.need(sweep) is None and task in arms.tasks(sweep):
+            series = {name: text or "dense" for name, text in series.items()}
+            for name, start in arms.first_and_last(sweep, task).items():
+                members[name], series[name] = runs[name], f"start {start:g}"
         labels = {
             name: ", ".join(part for part in (series[name], f"seed {run.seed}") if part)
             for name, run in members.items()

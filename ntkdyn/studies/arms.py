@@ -101,6 +101,18 @@ def starts_of(rows: Sequence[Line]) -> list[float]:
     return sorted({float(start) for line in rows for start in line.rows["start_epoch"]})
 
 
+def first_and_last(sweep: Sweep, task: str) -> dict[str, float]:
+    """Return the primary arms of the first and of the last start epoch, run -> start epoch."""
+    line = lines(sweep, task)[0]
+    ends = {starts_of([line])[0], starts_of([line])[-1]}
+    rows = line.rows.sort_values(["start_epoch", "seed"], kind="stable")
+    return {
+        str(name): float(start)
+        for name, start in zip(rows["run"], rows["start_epoch"], strict=True)
+        if float(start) in ends
+    }
+
+
 def seeds_of(sweep: Sweep) -> list[int]:
     """Return the seeds of a sweep in order."""
     return sorted({int(seed) for seed in sweep.table["seed"]})

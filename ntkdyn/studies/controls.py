@@ -68,7 +68,9 @@ class Controls:
 
         names, seeds = arms.tasks(source), arms.seeds_of(source)
         found = {task: _arms(source, task) for task in names}
-        labels = list(dict.fromkeys(label for parts in found.values() for label in parts))
+        # The order of the task with most arms: others only lack some.
+        fullest = sorted(found.values(), key=len, reverse=True)
+        labels = list(dict.fromkeys(label for parts in fullest for label in parts))
         measured = {measure: np.full((len(names), len(labels), len(seeds)), np.nan) for measure in MEASURES}
         for i, task in enumerate(names):
             for label, rows in found[task].items():

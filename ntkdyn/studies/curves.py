@@ -26,6 +26,7 @@ class Panel:
     label: str
     logarithmic: bool = False
     height: float = 1.75
+    from_zero: bool = False
 
 
 def draw_curves(
@@ -58,7 +59,9 @@ def draw_curves(
         if probe_set:
             ax.set_title(f"probe set: {probe_set}", loc="left")
         if panel.logarithmic:
-            ax.set_yscale("log")
+            plots.logarithmic(ax)
+        if panel.from_zero:
+            ax.set_ylim(bottom=0)
         ax.set_ylabel(panel.label)
     if axes is None:
         drawn[-1].set_xlabel(time_label(first))

@@ -196,6 +196,8 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
     return xr.Dataset(
         {
             **{drift: variable(("set", "arm"), values[drift], "1", f"centered, {DRIFTS[drift]}") for drift in DRIFTS},
+            "start_epoch": variable("arm", starts, "epoch", "start of linearization"),
+            "seed": variable("arm", seeds, "1", "seed"),
             "accuracy": variable("arm", accuracy, "percent", "final test accuracy"),
             "dense_accuracy": variable("arm", dense, "percent", "test accuracy of the dense network at t0"),
             **{
@@ -206,9 +208,7 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
         coords={
             "set": ("set", sets),
             "drift": ("drift", list(RIVALS)),
-            "arm": ("arm", [f"t0 = {start:g}, seed {seed}" for start, seed in zip(starts, seeds, strict=True)]),
-            "start_epoch": ("arm", starts, {"units": "epoch"}),
-            "seed": ("arm", seeds),
+            "arm": ("arm", [f"start {start:g}, seed {seed}" for start, seed in zip(starts, seeds, strict=True)]),
         },
     )
 

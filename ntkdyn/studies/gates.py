@@ -35,6 +35,7 @@ class Gates:
         "where they move, else the share of samples on which a unit is open; frozen units are linear for good."
     )
     scope = "run"
+    with_arms = True
 
     def unavailable(self, source: Run, /) -> str | None:
         """Need recorded slopes."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..results import Run, Sweep
 
-LEVELS = {"level_children": "two children of one snapshot", "level_seeds": "two seeds"}
+LEVELS = {"level_children": "two children", "level_seeds": "two seeds"}
 
 
 class KernelDistance:
@@ -40,7 +40,7 @@ class KernelDistance:
     reading = (
         "S = 0 means the same kernel up to scale; the centered distance is the primary one, because the uncentered one "
         "mostly sees the constant direction, whose share of the squared kernel norm is shown below; gray lines are "
-        "reference levels, below which a distance says nothing."
+        "reference levels, two children of one snapshot (noise of the gradients) and two seeds."
     )
     scope = "run"
 
@@ -117,7 +117,7 @@ class KernelDistance:
         axes = draw_curves(figure, datasets, [distance, share], levels=_draw_levels)
         for ax in axes[1::2]:
             ax.set_ylim(0, 1.05)
-            ax.set_title("")
+            ax.set_title("", loc="left")
 
 
 def _draw_levels(ax: Axes, panel: Panel, dataset: xr.Dataset) -> None:
@@ -125,4 +125,4 @@ def _draw_levels(ax: Axes, panel: Panel, dataset: xr.Dataset) -> None:
         return
     for dash, (name, words) in enumerate(LEVELS.items(), start=2):
         if name in dataset and np.isfinite(float(dataset[name])):
-            plots.draw_reference(float(dataset[name]), ax=ax, label=f"{words}, at the end", dash=dash)
+            plots.draw_reference(float(dataset[name]), ax=ax, label=f"{words}, at end", dash=dash)

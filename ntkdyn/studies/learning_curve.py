@@ -68,7 +68,7 @@ class LearningCurve:
         """Draw accuracy and loss, a color a probe set where there is one series."""
         first = next(iter(datasets.values()))
         labels = {"accuracy": "accuracy (%)", "loss": "mean loss (nat)"}
-        draw_curves(figure, datasets, [Panel({name: name}, label) for name, label in labels.items() if name in first])
+        draw_curves(figure, datasets, [Panel({name: ""}, label) for name, label in labels.items() if name in first])
 
 
 def _fields(run: Run) -> list[str]:

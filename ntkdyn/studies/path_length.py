@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ..results import Run
 
 MEASURES = {
-    "mean": "over all paths (APL)",
-    "normalized": "normalized (NAPL)",
-    "weighted": "normalized, weighted by |1 - slope|",
+    "mean": "APL",
+    "normalized": "NAPL",
+    "weighted": "weighted NAPL",
 }
 
 
@@ -29,10 +29,12 @@ class PathLength:
     name = "path-length"
     title = "Average path length"
     reading = (
-        "Upper panel: active units on an average path; normalized means that a path is drawn by choosing uniformly at "
-        "each junction, so that a skip connection keeps its weight; lower panel: the share of paths of each length."
+        "Upper panel: active units on an average path: APL over all paths, NAPL with paths drawn by a uniform choice "
+        "at each junction, so that a skip connection keeps its weight, and NAPL with units weighted by |1 - slope|; "
+        "lower panel: the share of paths of each length."
     )
     scope = "run"
+    with_arms = True
 
     def unavailable(self, source: Run, /) -> str | None:
         """Need recorded path lengths."""
@@ -50,7 +52,7 @@ class PathLength:
                 "step",
                 np.asarray(source[f"path_length/{name}"], dtype=np.float64).reshape(-1),
                 "units per path",
-                f"average path length, {text}",
+                f"average path length ({text})",
             )
             for name, text in found.items()
         }
@@ -79,20 +81,28 @@ class PathLength:
         first = next(iter(datasets.values()))
         axes = plots.panels(figure, 2 if "distribution" in first else 1, legend=0.6)
         variables = {name: text for name, text in MEASURES.items() if name in first}
-        draw_curves(figure, datasets, [Panel(variables, "path length\n(active units per path)")], axes=axes[:1])
+        if len(by_series(datasets)) > 1:
+            variables = {name: text for name, text in variables.items() if name in ("normalized", "weighted")}
+        draw_curves(
+            figure, datasets, [Panel(variables, "path length\n(active units per path)", from_zero=True)], axes=axes[:1]
+        )
         axes[0].set_xlabel(time_label(first))
         if "distribution" in first:
             series = by_series(datasets)
-            for number, (name, members) in enumerate(series.items()):
+            for number, members in enumerate(series.values()):
+                # Several series share the upper panel's legend by their colors: only their ends are drawn.
                 for place, (row, when) in enumerate(((0, "at the start"), (-1, "at the end"))):
+                    if len(series) > 1 and row == 0:
+                        continue
                     plots.draw_lines(
-                        first["length"].values,
+                        members[0]["length"].values,
                         [one["distribution"].values[row] for one in members],
                         ax=axes[1],
-                        label=", ".join(part for part in (name, f"distribution {when}") if part),
+                        label="" if len(series) > 1 else f"distribution {when}",
                         index=number if len(series) > 1 else 3 + place,
-                        dash=place,
+                        dash=0 if len(series) > 1 else place,
                     )
+            axes[1].set_xticks(first["length"].values)
             axes[1].set_xlabel("path length (active units per path)")
-            axes[1].set_ylabel("share of paths (1)")
+            axes[1].set_ylabel("share of paths\nat the end (1)" if len(series) > 1 else "share of paths (1)")
         plots.finish(figure, columns=1)

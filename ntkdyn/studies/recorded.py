@@ -35,8 +35,9 @@ class Study(Protocol):
     """One question to a recording: numbers, sentences and a figure.
 
     ``title`` heads the figure, ``reading`` says in one sentence how to read it, ``scope`` is "run" or "sweep".
-    Optional methods: ``verdict(datasets)``, sentences that stand at the head of the report; ``tables(datasets)``,
-    a list of ``Table``; ``in_sweep(sweep, task, datasets)``, datasets with what a sweep adds to those of its trunks.
+    Optional: ``with_arms = True``, in a sweep also the primary arms at the first and the last start;
+    ``verdict(datasets)``, sentences that stand at the head of the report; ``tables(datasets)``, a list of ``Table``;
+    ``in_sweep(sweep, task, datasets)``, datasets with what a sweep adds to those of its trunks.
     """
 
     name: str

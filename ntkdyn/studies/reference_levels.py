@@ -48,7 +48,12 @@ class ReferenceLevels:
         joined = xr.concat(
             parts, dim="task", join="outer", coords="minimal", compat="override", combine_attrs="override"
         )
-        return joined.assign_coords(task=("task", names))
+        # Tasks may be recorded at other steps: the joined epochs come from whichever has the step.
+        known = {
+            int(step): float(epoch) for part in parts for step, epoch in zip(part["step"], part["epoch"], strict=True)
+        }
+        epochs = [known[int(step)] for step in joined["step"].values]
+        return joined.assign_coords(task=("task", names), epoch=("step", epochs, {"units": "epoch"}))
 
     def sentences(self, datasets: Datasets, /) -> list[str]:
         """Say both levels at the end of training, and from when the remaining drift is below the children's."""
@@ -82,8 +87,8 @@ class ReferenceLevels:
             if one.sizes.get("child"):
                 starts, values = one["child_start"].values, one["children"].values
                 there = np.isfinite(values)
-                plots.draw_points(starts[there], values[there], ax=ax, label="two children of t0, at the end", index=2)
-            ax.set_yscale("log")
+                plots.draw_points(starts[there], values[there], ax=ax, label="two children of t0, at end", index=2)
+            plots.logarithmic(ax)
             ax.set_ylabel("kernel distance S (1)")
             ax.set_title(", ".join(part for part in (f"task: {task}", f"probe set: {probe_set}") if part), loc="left")
         axes[-1].set_xlabel(time_label(dataset).replace("training time", "training time or t0"))
@@ -136,6 +141,9 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
         {
             "remaining": variable(("set", "seed", "step"), remaining, "1", "centered distance to the trunk's own end"),
             "seeds": variable(("set", "pair", "step"), seeds, "1", "centered distance of two seeds at equal steps"),
+            "child_start": variable(
+                "child", np.array([start for _, start, _ in children], dtype=float), "epoch", "t0 of the children"
+            ),
             "children": variable(("set", "child"), siblings, "1", "centered distance of two children at the end"),
         },
         coords={
@@ -143,7 +151,6 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
             "seed": ("seed", list(trunks)),
             "pair": ("pair", [f"{a} - {b}" for a, b in pairs]),
             "child": ("child", [f"t0 = {start:g}, seed {seed}" for _, start, seed in children]),
-            "child_start": ("child", np.array([start for _, start, _ in children], dtype=float), {"units": "epoch"}),
             "step": ("step", np.asarray(steps), {"units": "step"}),
             "epoch": ("step", np.array([epochs[step] for step in steps]), {"units": "epoch"}),
         },

@@ -28,6 +28,7 @@ class Units:
         "equal counts are not equal nonlinearity."
     )
     scope = "run"
+    with_arms = True
 
     def unavailable(self, source: Run, /) -> str | None:
         """Need recorded unit counts."""
@@ -76,5 +77,7 @@ class Units:
     def draw(self, figure: Figure, datasets: Datasets, /) -> None:
         """Draw both counts."""
         draw_curves(
-            figure, datasets, [Panel({"active": "active", "weighted": "weighted by |1 - slope|"}, "units (count)")]
+            figure,
+            datasets,
+            [Panel({"active": "active", "weighted": "weighted by |1 - slope|"}, "units (count)", from_zero=True)],
         )
