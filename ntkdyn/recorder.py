@@ -452,7 +452,7 @@ def _text(watched: Watched) -> str:
 
 def _merged(watches: Sequence[Watched]) -> tuple[Callable[[int], bool], ...]:
     """Few functions that together are due when a watch is: one for all listed steps, each other one once."""
-    # Measured with six schedules, three of them lists: 2.8 microseconds a step with one call each.
+    # Measured with six schedules, three of them lists: 0.68 microseconds a step, 0.79 with one call each.
     listed = [one.schedule.steps for one in watches if one.schedule is not None and one.schedule.steps is not None]
     others = [one.due for one in watches if one.schedule is None or one.schedule.steps is None]
     union = [frozenset().union(*listed).__contains__] if listed else []
