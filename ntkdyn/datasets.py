@@ -254,7 +254,7 @@ def probe_batch(dataset: Any, *, per_class: int, seed: int = 0) -> tuple[Tensor,
         )
     generator = _generator(_PROBE, seed)
     chosen = []
-    for label in range(classes) if classes is not None else targets.unique().tolist():
+    for label in range(classes) if classes is not None else torch.unique(targets).tolist():
         members = (targets == label).nonzero().flatten()
         if len(members) < per_class:
             raise ShapeError(
