@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import matplotlib
 import numpy as np
@@ -288,7 +288,8 @@ def logarithmic(ax: Axes) -> None:
 def finish(figure: FigureBase, *, columns: int = 2) -> None:
     """Put one legend of all labelled artists, without doubles, below the panels; one column where labels are long."""
     found: dict[str, Any] = {}
-    for ax in list(figure.axes):
+    axes: list[Axes] = cast(Any, figure).axes  # the stubs of FigureBase know no axes
+    for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:

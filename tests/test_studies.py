@@ -216,7 +216,7 @@ def test_controls_two_by_two(sweep: Any) -> None:
     assert float(means.sel(contrast="random: late - early")) == pytest.approx(-1, abs=0.7)
     assert float(means.sel(contrast="interaction: learned - random")) == pytest.approx(16, abs=0.9)
     assert float(means.sel(contrast="equal epochs after switch: late - early")) == pytest.approx(19, abs=0.7)
-    assert any("matched count is not matched nonlinearity" in line for line in study.sentences({"s": dataset}))
+    assert any("count and nonlinearity are matched" in line for line in study.sentences({"s": dataset}))
     assert study.tables({"s": dataset})[1].rows[0][0] == "learned, early"
 
 

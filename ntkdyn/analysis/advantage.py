@@ -220,7 +220,8 @@ def verdict(gap: Interval, test: Equivalence) -> str:
     numbers = f"95 % interval {gap.low:.1f} to {gap.high:.1f}, n = {gap.n}{diverged}"
     if test.equivalent:
         return (
-            f"no gap within {test.margin:g} points ({gap.mean:+.1f}, {numbers}; two one-sided tests {_p_value(test.p)})"
+            f"no gap beyond {test.margin:g} points ({gap.mean:+.1f}; two one-sided tests at 5 %, {_p_value(test.p)}; "
+            f"{numbers})"
         )
     if gap.sign > 0:
         return f"late linearization ends higher by {gap.mean:.1f} points ({numbers})"
@@ -265,7 +266,7 @@ def _pearson(a: NDArray[Any], b: NDArray[Any]) -> float:
 def _within(
     starts: NDArray[Any], seeds: NDArray[Any], drift: NDArray[Any], accuracy: NDArray[Any], permutations: int
 ) -> tuple[float, float]:
-    """Correlation of ranks centered within start epochs; null by permuting whole seeds (arms of a seed hang together)."""
+    """Correlation of ranks centered within start epochs; null by permuting whole seeds, whose arms hang together."""
     rows, columns = np.unique(starts), np.unique(seeds)
     ranks = np.full((2, len(rows), len(columns)), np.nan)
     for row, epoch in enumerate(rows):

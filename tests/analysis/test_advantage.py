@@ -66,7 +66,7 @@ def test_interaction() -> None:
     [
         ([45, 46, 47], [30, 31, 33], "ends higher by 14.7 points"),
         ([30, 31, 33], [45, 46, 47], "ends lower by 14.7 points"),
-        ([96.1, 96.0, 96.2, 96.1], [96.0, 96.1, 96.1, 96.2], "no gap within 1 points"),
+        ([96.1, 96.0, 96.2, 96.1], [96.0, 96.1, 96.1, 96.2], "no gap beyond 1 points"),
         ([40, 30, 35], [30, 38, 36], "not distinguishable"),
     ],
 )
