@@ -38,12 +38,14 @@ _HOMES = {
         "settle_step",
         "unpack_pattern",
     ),
-    "advantage": ("equivalence", "paired_gap", "relation", "verdict"),
+    "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
     from .advantage import equivalence as equivalence
+    from .advantage import interaction as interaction
+    from .advantage import mean_interval as mean_interval
     from .advantage import paired_gap as paired_gap
     from .advantage import relation as relation
     from .advantage import verdict as verdict
