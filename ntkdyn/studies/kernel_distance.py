@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..results import Run, Sweep
 
-LEVELS = {"level_children": "two children", "level_seeds": "two seeds"}
+LEVELS = {"level_children": "two children of the start", "level_seeds": "two seeds"}
 
 
 class KernelDistance:
@@ -40,7 +40,7 @@ class KernelDistance:
     reading = (
         "S = 0 means the same kernel up to scale; the centered distance is the primary one, because the uncentered one "
         "mostly sees the constant direction, whose share of the squared kernel norm is shown below; gray lines are "
-        "reference levels, two children of one snapshot (noise of the gradients) and two seeds."
+        "reference levels: two children of one early snapshot (noise of the gradients) and two seeds."
     )
     scope = "run"
 

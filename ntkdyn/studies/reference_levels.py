@@ -96,12 +96,17 @@ class ReferenceLevels:
 
 
 def levels(sweep: Sweep, task: str) -> dict[str, xr.DataArray]:
-    """Return the mean distances [set] at the end of training: ``level_children`` and ``level_seeds``."""
+    """Return the mean distances [set] at the end of training: ``level_children`` and ``level_seeds``.
+
+    Children of the first t0 only: the later they part, the less they differ, and the distance is from the start.
+    """
     import xarray as xr
 
     if not _trunks(sweep, task):
         return {}
     dataset = _measure_task(sweep, task)
+    first = dataset["child_start"].values == dataset["child_start"].values.min(initial=np.inf)
+    dataset = dataset.isel(child=np.flatnonzero(first))
     return {
         f"level_{name}": xr.DataArray(
             [_mean(_level(dataset.sel(set=probe_set), name)) for probe_set in dataset["set"].values],
