@@ -7,6 +7,7 @@ packed away between listing and opening makes them list again.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from .segment import (
 )
 from .verify import MAX_BYTES, MAX_RATIO, is_own, validate
 
-_ATTEMPTS = 5
+_ATTEMPTS = 30
 _MANIFEST_BYTES = 64 * 2**20
 _Result = TypeVar("_Result")
 
@@ -146,14 +147,16 @@ class RunReader:
 
     def _again(self, action: Callable[[], _Result]) -> _Result:
         """Run an action, again from a new listing where a file has been packed away meanwhile."""
-        for _ in range(_ATTEMPTS - 1):
+        for attempt in range(_ATTEMPTS - 1):
             try:
+                if attempt and action != self._load:
+                    self._load()
                 return action()
             except FileNotFoundError:
-                # Where the recording itself is gone, listing says so in words.
+                # Where the recording itself is gone, listing says so in words. Packing removes segments one by one
+                # for a while, so the next listing may again name one that is about to go.
                 files_of(self.path)
-                if action != self._load:
-                    self._load()
+                time.sleep(0.005 * attempt)
         return action()
 
     def _load(self) -> None:
