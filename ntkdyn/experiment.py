@@ -27,8 +27,8 @@ from .datasets import Dataset, stream_seed
 from .errors import ConfigurationError, DivergedTraining
 from .kernel.problem import default_forward
 from .recorder import Recorder
+from .recorder.snapshots import has_running_norms, reestimate
 from .schedule import log_spaced
-from .snapshots import has_running_norms, reestimate
 
 DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
 

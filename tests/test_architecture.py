@@ -18,16 +18,16 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "errors": 0,
     "probe": 1, "gates": 1, "schedule": 1, "clone": 1, "conversion": 1,
-    "call_sites": 1, "interruption": 1,
+    "call_sites": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
-    "linearization": 3, "plugins": 3, "checkpoint": 3, "snapshots": 3,
-    "probes": 4, "recorder": 4, "observer": 4, "recording": 4, "determinism": 4, "experiment": 4, "plots": 4,
+    "linearization": 3, "plugins": 3, "checkpoint": 3,
+    "probes": 4, "recorder": 4, "experiment": 4, "plots": 4,
     "results": 5, "studies": 5, "report": 5, "sweep": 5,
     "commands": 6, "cli": 6, "experiments": 6,
 }  # fmt: skip
 SIDEWAYS = {
     ("cli", "commands"), ("studies", "results"), ("report", "studies"), ("report", "results"), ("sweep", "results"),
-    ("experiment", "recorder"), ("recorder", "observer"), ("recorder", "recording"), ("observer", "determinism"),
+    ("experiment", "recorder"),
     ("conversion", "gates"), ("conversion", "clone"),
     ("gates", "clone"), ("results", "studies"), ("gates", "call_sites"), ("conversion", "call_sites"),
 }  # fmt: skip

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ntkdyn.experiments.advantage_config import AdvantageConfig
-from ntkdyn.experiments.networks import GatedMLP
-from ntkdyn.experiments.nonlinear_advantage import NonlinearAdvantage
 from torch import Tensor
 
 from ntkdyn.checkpoint import Checkpoint, load
 from ntkdyn.errors import ConfigurationError
 from ntkdyn.experiment import Experiment, configure, run_experiment
+from ntkdyn.experiments.advantage_config import AdvantageConfig
+from ntkdyn.experiments.networks import GatedMLP
+from ntkdyn.experiments.nonlinear_advantage import NonlinearAdvantage
 from ntkdyn.gates import gates, nonlinear_units
 from ntkdyn.results import Run
 

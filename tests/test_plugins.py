@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ntkdyn.probes import EmpiricalNTK, Outputs, PathLength
 
 from ntkdyn.errors import ConfigurationError, UnknownName
 from ntkdyn.plugins import installed, kebab, load_experiment, load_object, load_probe, load_study, snake
+from ntkdyn.probes import EmpiricalNTK, Outputs, PathLength
 
 PROBE = '''
 from dataclasses import dataclass

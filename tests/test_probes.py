@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ntkdyn.probes import EmpiricalNTK
 from torch import Tensor, nn
 
 import ntkdyn as nd
 from ntkdyn.errors import ProbeError
 from ntkdyn.gates import Gate, gates
 from ntkdyn.plugins import installed, load_probe
+from ntkdyn.probes import EmpiricalNTK
 from ntkdyn.store.reader import RunReader
 
 

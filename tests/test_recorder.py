@@ -23,7 +23,7 @@ from ntkdyn.errors import (
     UnknownName,
 )
 from ntkdyn.gates import Gate
-from ntkdyn.recording import git_commit
+from ntkdyn.recorder.recording import git_commit
 from ntkdyn.store.reader import RunReader
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])

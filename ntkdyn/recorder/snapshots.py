@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from .errors import ConfigurationError, ShapeError
-from .gates import gates
-from .kernel import empirical_ntk
+from ..errors import ConfigurationError, ShapeError
+from ..gates import gates
+from ..kernel import empirical_ntk
 
 Forward = Callable[[nn.Module, Any], Tensor]
 Loss = Callable[[Tensor, Any], Tensor]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .clone import unwrapped
-from .errors import RecordingExists
-from .probe import Field
+from ..clone import unwrapped
+from ..errors import RecordingExists
+from ..probe import Field
+from ..store.writer import RunWriter
 from .snapshots import ProbeSet
-from .store.writer import RunWriter
 
 
 class Recording:

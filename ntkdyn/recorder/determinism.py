@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .errors import NondeterministicForward
+from ..errors import NondeterministicForward
 from .snapshots import Forward, ProbeSet, checked_outputs
 
 

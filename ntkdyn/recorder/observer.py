@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,50 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .clone import structural_clone
+from ..clone import structural_clone
+from ..errors import NtkdynError, ProbeError
+from ..gates import gates
+from ..kernel import resolve_parameters
+from ..probe import Field, Probe, Snapshot
+from ..store.declare import declared
+from ..store.segment import TEXT, Declaration
 from .determinism import check_forward
-from .errors import ConfigurationError, NtkdynError, ProbeError
-from .gates import gates
-from .kernel import resolve_parameters
-from .probe import Field, Probe, Snapshot
-from .schedule import Schedule
 from .snapshots import BatchNorm, Forward, Loss, Pass, ProbeSet, reestimate, undisturbed
-from .store.declare import declared
-from .store.segment import TEXT, Declaration
+from .watches import Watched
 
 OnError = Literal["raise", "warn", "disable"]
 Array = np.ndarray[Any, Any]
-
-
-@dataclass
-class Watched:
-    """One probe under observation.
-
-    Attributes:
-        name: group name in the recording.
-        due: step -> whether it wants a snapshot; schedule is what the user gave, for its description.
-        sets: names of its probe sets; [""] or the first one for a probe that does not look at inputs.
-        fields: what it declared, by group; last: its last recorded arrays, by group.
-        step: the last step at which it was measured; seconds: how long that took.
-        skipped: scheduled snapshots left out because of max_overhead; missed: the last step left out.
-    """
-
-    probe: Probe
-    name: str
-    schedule: Schedule | None
-    due: Callable[[int], bool]
-    sets: tuple[str, ...]
-    uses_inputs: bool
-    fields: dict[str, dict[str, Field]] = field(default_factory=dict)
-    last: dict[str, dict[str, Array]] = field(default_factory=dict)
-    step: int | None = None
-    seconds: float = 0.0
-    skipped: int = 0
-    disabled: bool = False
-
-    def group(self, set_name: str) -> str:
-        """Where the arrays of a probe set lie: "ntk/test", or "ntk" for the unnamed set and probes without inputs."""
-        return f"{self.name}/{set_name}" if set_name and self.uses_inputs else self.name
 
 
 class Observer:
@@ -274,42 +242,3 @@ def shared_attributes(fields: Iterable[Field]) -> dict[str, Any]:
     return {
         key: value for key, value in first.items() if all(key in one and one[key] == value for one in all_attributes)
     }
-
-
-def watches_of(
-    probes: Sequence[tuple[Probe, str, Schedule | Callable[[int], bool] | None, Sequence[str] | None]],
-    sets: Mapping[str, ProbeSet],
-) -> list[Watched]:
-    """Return what is to be watched.
-
-    Args: probes: probe, group name, schedule (None: every step), names of its probe sets (None: all).
-    Raises: ConfigurationError: two probes of one name, or a schedule that is no function of the step.
-    """
-    watches: list[Watched] = []
-    for probe, name, schedule, wanted in probes:
-        if name in {one.name for one in watches}:
-            raise ConfigurationError(
-                f"probes: found two with the name {name!r}, expected different names; use Watch(name=...)"
-            )
-        if schedule is not None and not callable(schedule):
-            raise ConfigurationError(
-                f"probe {name!r}: found schedule={schedule!r}, expected a function of the step, e.g. ntkdyn.every(100)"
-            )
-        uses_inputs = bool(getattr(probe, "uses_inputs", True))
-        chosen = tuple(sets if wanted is None else wanted)
-        watches.append(
-            Watched(
-                probe=probe,
-                name=name,
-                schedule=schedule if isinstance(schedule, Schedule) else None,
-                # The bare function: a Schedule called as an object costs a second call a step.
-                due=schedule.due if isinstance(schedule, Schedule) else schedule or _always,
-                sets=chosen if uses_inputs else chosen[:1],
-                uses_inputs=uses_inputs,
-            )
-        )
-    return watches
-
-
-def _always(step: int) -> bool:
-    return True
