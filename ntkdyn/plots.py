@@ -17,6 +17,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
@@ -309,6 +310,13 @@ def _axes(ax: Axes | None) -> Axes:
 def _rendered(figure: Figure, format: Literal["png", "svg"], metadata: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with style():
+        engine = figure.get_layout_engine()
+        if isinstance(engine, ConstrainedLayoutEngine):
+            # The layout costs a third of a drawing: once for all formats, then the axes stay where they are. Twice
+            # over, because the labels' sizes depend on the ticks that the first pass makes room for.
+            engine.execute(figure)
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format=format, metadata=metadata)
     return buffer.getvalue()
 
