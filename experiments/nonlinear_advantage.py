@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from ..checkpoint import Checkpoint
 from ..datasets import TrainingData, digit_pairs, load_npz, probe_batch
 from ..errors import ConfigurationError, DivergedTraining, TraceError
-from ..experiment import RecorderFactory, adam, evaluate, fit, linear_tail
+from ..experiment import DEFAULT_PROBES, RecorderFactory, adam, evaluate, fit, linear_tail
 from ..gates import gates, nonlinear_units
 from ..linearization import Linearizer, MaskRamp, SlopeReplay, random_mask, survivor_mask
 from ..paths import path_lengths
+from ..recorder import Watch
 from ..schedule import Schedule, at_epochs, at_steps, paired
 from .advantage_config import AdvantageConfig
 from .networks import GatedMLP, load_network
@@ -32,6 +33,9 @@ from .networks import GatedMLP, load_network
 SlopeOwner = Linearizer | MaskRamp | SlopeReplay
 
 _CALIBRATION_SAMPLES = 512
+
+# Milliseconds a snapshot; a kernel takes a hundred times that on larger networks.
+_CHEAP_PROBES = ("gates", "units", "path-length")
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ class NonlinearAdvantage:
             },
             steps_per_epoch=setting.steps_per_epoch,
             total_steps=setting.last_step,
+            probes=_probes(setting),
             schedule=_schedule(setting, first_step),
             calibration=setting.calibration,
         )
@@ -340,6 +345,15 @@ def _schedule(setting: _Setting, first_step: int) -> Schedule:
         return at_steps({first_step, setting.switch, setting.switch + setting.ramp_steps, setting.last_step})
     epochs = [0, 0.25, 0.5, 1, 1.5, *range(2, config.total_epochs + 1)]
     return paired(at_epochs(epochs, per_epoch), max(1, per_epoch // 4))
+
+
+def _probes(setting: _Setting) -> list[str | Watch]:
+    """Return all probes; on an arm those that cost little also look once an epoch while the gates go linear."""
+    if setting.config.intervention != "linearize":
+        return list(DEFAULT_PROBES)
+    moving = range(setting.switch, setting.switch + setting.ramp_steps + setting.settle_steps + 1)
+    often = at_steps(moving[:: setting.steps_per_epoch])
+    return [Watch(name, schedule=often) if name in _CHEAP_PROBES else name for name in DEFAULT_PROBES]
 
 
 def _learn_slopes(model: nn.Module, learn: bool) -> None:

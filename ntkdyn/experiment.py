@@ -11,7 +11,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -26,7 +26,7 @@ from .clone import structural_clone
 from .datasets import Dataset, stream_seed
 from .errors import ConfigurationError, DivergedTraining
 from .kernel.problem import default_forward
-from .recorder import Recorder
+from .recorder import Recorder, Watch
 from .recorder.snapshots import has_running_norms, reestimate
 from .schedule import log_spaced
 
@@ -91,10 +91,12 @@ class RecorderFactory:
         forward: Any = None,
     ) -> Recorder:
         """Return the recorder; ``probes`` and ``schedule`` are the experiment's, which the user's win over."""
-        if self.schedule is not None:
-            schedule = self.schedule
-        elif self.log_spaced is not None:
-            schedule = log_spaced(1, total_steps, self.log_spaced)
+        users = self.schedule
+        if users is None and self.log_spaced is not None:
+            users = log_spaced(1, total_steps, self.log_spaced)
+        if users is not None:
+            schedule = users
+            probes = [replace(probe, schedule=None) if isinstance(probe, Watch) else probe for probe in probes]
         recorder = Recorder(
             model,
             list(probes if self.probes is None else self.probes),

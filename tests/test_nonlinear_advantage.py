@@ -227,7 +227,11 @@ def test_recorded_steps_sets_and_fields(tmp_path: Path) -> None:
     same = trunk.steps("ntk/test").tolist().index(12)
     np.testing.assert_array_equal(arm["ntk/test/kernel"][0], trunk["ntk/test/kernel"][same])
     np.testing.assert_array_equal(arm.targets("test"), np.repeat(np.arange(10), 2))
-    assert arm["units/active"].sum(axis=1).tolist() == [16, 4, 4]
+    # What costs little also looks once an epoch while the gates go linear.
+    assert arm.steps("units").tolist() == arm.steps("gates").tolist() == [12, 16, 20, 24, 32]
+    active = arm["units/active"].sum(axis=1).tolist()
+    assert active == sorted(active, reverse=True)
+    assert (active[0], active[2:]) == (16, [4, 4, 4])
     assert trunk["ntk/test/kernel"].shape == (len(epochs), 20, 20)
 
 
