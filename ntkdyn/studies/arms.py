@@ -50,9 +50,15 @@ def need(sweep: Sweep) -> str | None:
 
 
 def tasks(sweep: Sweep) -> list[str]:
-    """Return the tasks that have linearized arms."""
+    """Return the tasks that have linearized arms, those first to which nonlinearity is worth most."""
     table = sweep.table
-    return sorted({str(task) for task in table.loc[table["intervention"] == "linearize", "task"]})
+    names = sorted({str(task) for task in table.loc[table["intervention"] == "linearize", "task"]})
+    seeds = seeds_of(sweep)
+    worth = {
+        task: float(np.mean(reference(sweep, task, "none", seeds)) - np.mean(reference(sweep, task, "linear", seeds)))
+        for task in names
+    }
+    return sorted(names, key=lambda task: -worth[task] if np.isfinite(worth[task]) else np.inf)
 
 
 def select(sweep: Sweep, **settings: Any) -> pd.DataFrame:
