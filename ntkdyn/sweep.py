@@ -180,13 +180,14 @@ def make_plan(
     return Plan(experiment, base, tuple(grids), tuple(range(count)), tuple(runs))
 
 
-def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, progress: bool = False) -> Summary:
+def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = "", progress: bool = False) -> Summary:
     """Run what is not finished yet, trunks before their arms, one process a run and one thread a process.
 
     Args:
         plan: from ``make_plan``.
         out: folder of the sweep: new, empty, or holding the same plan.
         jobs: worker processes; default the cores of this process.
+        command: the user's command, stored in every run.
 
     Raises: RecordingExists: ``out`` holds something else; nothing in it was touched.
     """
@@ -212,7 +213,7 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, progress: bool 
             while pending or running:
                 ready = [run for run in pending if _trunk(run) is None or _trunk(run) in finished]
                 for run in ready:
-                    running[pool.submit(_work, plan.experiment, run, str(out))] = run
+                    running[pool.submit(_work, plan.experiment, run, str(out), command)] = run
                 pending = [run for run in pending if run not in ready]
                 lost = [run for run in pending if _trunk(run) in summary.failed]
                 for run in lost:
@@ -261,7 +262,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _work(experiment: str, run: PlannedRun, out: str) -> str | None:
+def _work(experiment: str, run: PlannedRun, out: str, command: str) -> str | None:
     """Do one run in a worker process; return None or the error's line. What it says goes to log.txt in its folder."""
     from .checkpoint import load
 
@@ -278,7 +279,7 @@ def _work(experiment: str, run: PlannedRun, out: str) -> str | None:
                 checkpoint_steps=frozenset(run.checkpoint_steps),
                 start=None if run.parent is None else load(Path(out) / run.parent),
                 parent=run.parent,
-                command=f"sweep {experiment}: {run.run}",
+                command=command,
             )
     except NtkdynError as error:
         return str(error)

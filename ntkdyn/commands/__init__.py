@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+
 import click
+
+
+def called() -> str:
+    """Return the command line as it was typed, for the recording."""
+    return shlex.join(["ntkdyn", *sys.argv[1:]])
 
 
 def show_installed(group: str) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from . import called
+
 
 @click.command()
 @click.option(
@@ -33,7 +35,7 @@ def demo(out: Path, jobs: int | None, smoke: bool) -> None:
 
     with packaged_plan("smoke.toml" if smoke else "demo.toml") as file:
         plan = make_plan("nonlinear-advantage", file=file)
-    summary = run_sweep(plan, out, jobs=jobs, progress=True)
+    summary = run_sweep(plan, out, jobs=jobs, command=called(), progress=True)
     click.echo(summary.line())
     if summary.failed:
         first = next(iter(summary.failed))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 
 import click
+
+from . import called
 
 
 @click.command()
@@ -56,7 +56,7 @@ def record(
         probes=[load_probe(text) for text in probes] or None,
         schedule=None if every is None else schedules.every(every),
         log_spaced=log_spaced,
-        command=shlex.join(["ntkdyn", *sys.argv[1:]]),
+        command=called(),
         progress=True,
     )
     for name, value in results.items():

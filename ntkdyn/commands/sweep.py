@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from . import called
+
 
 @click.command()
 @click.argument("experiment")
@@ -48,7 +50,7 @@ def sweep(
         for line in plan.lines():
             click.echo(line)
         return
-    summary = run_sweep(plan, out, jobs=jobs, progress=True)
+    summary = run_sweep(plan, out, jobs=jobs, command=called(), progress=True)
     click.echo(summary.line())
     if summary.failed:
         first = next(iter(summary.failed))
