@@ -26,6 +26,7 @@ from .clone import structural_clone
 from .datasets import Dataset, stream_seed
 from .errors import ConfigurationError, DivergedTraining
 from .kernel.problem import default_forward
+from .progress import progress_bar
 from .recorder import Recorder, Watch
 from .recorder.snapshots import has_running_norms, reestimate
 from .schedule import log_spaced
@@ -175,7 +176,9 @@ def fit(
         stack.callback(optimizer.register_step_post_hook(stepped).remove)
         if recorder is not None:
             stack.enter_context(recorder.attach(optimizer, first_step=first_step, total_steps=last_step))
-        bar = stack.enter_context(_progress_bar(first_step, last_step, factory is not None and factory.progress))
+        bar = stack.enter_context(
+            progress_bar(last_step, what="steps", done=first_step, shown=factory is not None and factory.progress)
+        )
         if folder is not None and step in saved_steps:
             checkpoint.save(folder, step, model, optimizer)
         model.train()
@@ -353,9 +356,3 @@ def run_experiment(
         for recorder in factory.recorders:
             recorder.close(status)
     return results
-
-
-def _progress_bar(first: int, last: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=last, initial=first, desc="steps", unit="step", disable=not shown, mininterval=0.5)

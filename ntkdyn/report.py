@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError, NtkdynError
 from .plugins import installed, load_study
+from .progress import counted
 from .store.files import make_folder, publish
 from .studies import arms
 from .studies.numbers import as_csv, as_json
@@ -98,8 +99,6 @@ def analyze(sources: Sequence[Run | Sweep], out: Path, *, only: Sequence[str] = 
     Raises: UnknownName: a name in ``only`` is not installed.  ConfigurationError: nothing to analyze, or runs and
         sweeps mixed.  StorageError: a file could not be written.
     """
-    from tqdm.auto import tqdm
-
     sweeps = [source for source in sources if _is_sweep(source)]
     if not sources or (sweeps and len(sources) > 1):
         raise ConfigurationError(
@@ -113,7 +112,7 @@ def analyze(sources: Sequence[Run | Sweep], out: Path, *, only: Sequence[str] = 
     sections: list[Section] = []
     files: list[Path] = []
     unavailable: dict[str, str] = {}
-    for study, group in tqdm(work, desc="analyze", unit="study", disable=None if progress else True):
+    for study, group in counted(work, what="studies", shown=progress):
         label = f"{study.name}, {group.name}" if group.name else study.name
         measured, reasons = _measure(study, group)
         for name, reason in reasons.items():
@@ -312,7 +311,7 @@ def _facts(sources: Sequence[Any], runs: Mapping[str, Run]) -> dict[str, str]:
     facts["recorded"] = ", ".join(groups)
     keys = sorted({key for run in runs.values() for key in run.config})
     settings = {key: _values(run.config.get(key) for run in runs.values() if key in run.config) for key in keys}
-    facts["configuration"] = "; ".join(f"{key} = {value}" for key, value in settings.items())
+    facts["configuration"] = "; ".join(f"{key} = {value}" for key, value in settings.items() if value)
     facts["command"] = _values((manifest.get("command") for manifest in manifests), most=3)
     diverged = [label for label, run in runs.items() if run.results.get("diverged")]
     if diverged:

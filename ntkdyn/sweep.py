@@ -25,6 +25,7 @@ from typing import Any
 from .errors import ConfigurationError, NtkdynError, RecordingExists
 from .experiment import configure, parse_assignment, parse_value, run_experiment
 from .plugins import load_experiment
+from .progress import progress_bar
 from .store.files import make_folder, publish, replace
 
 FORMAT = "ntkdyn-sweep-1"
@@ -203,11 +204,13 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
             _set_aside(out / run.run)
         pending.append(run)
     finished = set(summary.kept)
-    bar = _progress_bar(len(plan.runs), len(finished), progress)
     workers = jobs or _cores()
     # spawn, not fork: torch and HDF5 keep threads and locks that a forked child must not inherit.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(len(pending), 1)), mp_context=context, initializer=_one_thread) as pool:
+    with (
+        progress_bar(len(plan.runs), what="runs", done=len(finished), shown=progress) as bar,
+        ProcessPoolExecutor(min(workers, max(len(pending), 1)), mp_context=context, initializer=_one_thread) as pool,
+    ):
         running: dict[Future[str | None], PlannedRun] = {}
         try:
             while pending or running:
@@ -234,7 +237,6 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
         finally:
             for future in running:
                 future.cancel()
-            bar.close()
     return summary
 
 
@@ -355,12 +357,6 @@ def _read_plan_file(path: Path) -> tuple[dict[str, Any], list[dict[str, tuple[An
         for grid in grids
     ]
     return dict(content.get("settings", {})), axes, seeds
-
-
-def _progress_bar(total: int, done: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, initial=done, desc="runs", unit="run", disable=not shown, mininterval=1.0)
 
 
 def _plain(config: Any) -> dict[str, Any]:
