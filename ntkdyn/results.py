@@ -297,7 +297,7 @@ class Sweep:
             settings = manifest.get("config") or {}
             results = manifest.get("results") or {}
             rows.append({"kind": kind, "run": name, "seed": manifest.get("seed"), **settings, **results})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=None if rows else ["kind", "run", "seed"])
 
     def trunk_of(self, run: str) -> str | None:
         """Path of the trunk that a run branched from, None where it has none.

@@ -11,7 +11,7 @@ import pytest
 
 from ntkdyn.errors import DamagedRecording, UndefinedMeasure, UnknownName
 from ntkdyn.probe import Field
-from ntkdyn.results import Run
+from ntkdyn.results import Run, Sweep
 from ntkdyn.store.writer import RunWriter
 
 
@@ -109,3 +109,21 @@ def test_analyze_and_plot(writer: RunWriter) -> None:
         run.analyze("path-length")
     with pytest.raises(UnknownName):
         run.analyze("kernel-distanze")
+
+
+def test_a_sweep_without_a_finished_run_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"plan": [{"run": "trunks/0123456789ab/0"}]}')
+    sweep = Sweep.open(tmp_path)
+    assert list(sweep.table.columns) == ["kind", "run", "seed"]
+    assert not len(sweep.table)
+    assert not sweep.runs
+    with pytest.raises(UndefinedMeasure, match="no run of this sweep records what this study needs"):
+        sweep.analyze("kernel-distance")
+
+
+def test_a_run_is_read_while_xarray_has_it_open(writer: RunWriter, tmp_path: Path) -> None:
+    writer.close()
+    xr = pytest.importorskip("xarray")
+    with xr.open_datatree(tmp_path / "dense" / "run.h5", engine="h5netcdf") as tree:
+        run = Run.open(tmp_path / "dense")
+        np.testing.assert_array_equal(run["ntk/test/kernel"], tree["ntk/test/kernel"])

@@ -16,7 +16,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,8 +215,16 @@ def opened(path: Path) -> Iterator[h5py.File]:
     """
     try:
         # No HDF5 lock: files are immutable once published, and locking fails on many network mounts.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+        with ExitStack() as stack:
+            try:
+                file = h5py.File(path, "r", locking=False)
+            except OSError as error:
+                # HDF5 refuses to open a file twice in one process with different lock settings, as when
+                # xarray.open_datatree has it open with its own; a Python file object has none.
+                if "locking flag" not in str(error):
+                    raise
+                file = h5py.File(stack.enter_context(path.open("rb")), "r")
+            yield stack.enter_context(file)
     except (FileNotFoundError, NtkdynError):
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, AttributeError) as error:
