@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral
 
 from .errors import ConfigurationError
 
@@ -34,19 +35,25 @@ class Schedule:
 def every(n: int) -> Schedule:
     """Return the schedule of all multiples of n steps, step 0 included.
 
-    Raises: ConfigurationError: n is below 1.
+    Raises: ConfigurationError: n is no whole number, or below 1.
     """
-    if n < 1:
-        raise ConfigurationError(f"every(n): found n={n}, expected at least 1 step; use every(1) for every step")
+    if not isinstance(n, Integral) or n < 1:
+        raise ConfigurationError(
+            f"every(n): found n={n!r}, expected a whole number from 1 on; use every(1) for every step"
+        )
     return Schedule(lambda step: step % n == 0, f"every({n})")
 
 
 def at_steps(steps: Iterable[int]) -> Schedule:
     """Return the schedule of exactly these steps.
 
-    Raises: ConfigurationError: a step is negative.
+    Raises: ConfigurationError: a step is negative or no whole number.
     """
-    due = frozenset(int(step) for step in steps)
+    listed = list(steps)
+    for step in listed:
+        if int(step) != step:
+            raise ConfigurationError(f"at_steps: found step {step}, expected whole numbers; see at_epochs for epochs")
+    due = frozenset(int(step) for step in listed)
     if due and min(due) < 0:
         raise ConfigurationError(f"at_steps: found step {min(due)}, expected steps from 0 on")
     return Schedule(due.__contains__, f"{len(due)} steps", due)
