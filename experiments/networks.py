@@ -85,10 +85,15 @@ def load_network(text: str, example: Tensor, outputs: int, *, granularity: Liter
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigurationError(f"{where}: found a {type(network).__name__}, expected a torch.nn.Module")
-    gated = network if gates(network) else gate_network(network, example, granularity=granularity)
-    with torch.no_grad():
-        result = structural_clone(gated).eval()(example)
+    try:
+        with torch.no_grad():
+            result = structural_clone(network).eval()(example)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{where}: its forward pass fails on a batch {list(example.shape)} {example.dtype}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}; expected a network for these inputs"
+        ) from error
     shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
     if shape != [len(example), outputs]:
         raise ConfigurationError(f"{where}: found outputs {shape}, expected {[len(example), outputs]}")
-    return gated
+    return network if gates(network) else gate_network(network, example, granularity=granularity)

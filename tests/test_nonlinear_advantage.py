@@ -363,6 +363,9 @@ def wrong(inputs, outputs):
 def nothing(inputs, outputs):
     return None
 
+def narrow(inputs, outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3, outputs))
+
 def failing(inputs, outputs):
     raise ZeroDivisionError("oops")
 
@@ -416,6 +419,7 @@ def test_own_data_for_the_mlp(tmp_path: Path) -> None:
         ("net.py:number", "no function number in"),
         ("net.py:wrong", "found outputs [32, 4], expected [32, 3]"),
         ("net.py:nothing", "found a NoneType, expected a torch.nn.Module"),
+        ("net.py:narrow", "its forward pass fails on a batch [32, "),
         ("net.py:failing", "failed: ZeroDivisionError: oops"),
         ("broken.py:build", "failed: SyntaxError"),
     ],
