@@ -69,6 +69,8 @@ def test_settings_of_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "experiments", "nonlinear-advantage")
     assert code == 0
     assert "start_epoch" in out
+    assert "keep | common | relu" in out
+    assert "Optional" not in out
 
 
 @pytest.mark.parametrize(
