@@ -278,13 +278,24 @@ class FunctionalDropout(nn.Module):
         return nn.functional.dropout(inputs, 0.5)
 
 
+class DropoutBetween(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout = nn.Linear(3, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.readout(nn.functional.dropout(inputs, 0.5))
+        return outputs
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
         (FunctionalDropout(), r"layer '1' \(FunctionalDropout\) gives other outputs on the same inputs"),
+        (DropoutBetween(), r"something before layer '1\.readout' \(Linear\) gives other outputs on the same inputs"),
         (
             nn.BatchNorm1d(3, track_running_stats=False),
-            r"layer '1' \(BatchNorm1d\) .* depend on the other samples of the batch",
+            r"': layer '1' \(BatchNorm1d\) .* depend on the other samples of the batch",
         ),
     ],
 )
@@ -398,6 +409,8 @@ def test_an_existing_recording_is_refused_untouched(tmp_path: Path) -> None:
         ({"sets": {"a": {"x": X, "y": X[:2]}}}, ConfigurationError, "probe set 'a': found inputs with 2 and 4 samples"),
         ({"sets": {"a": "text"}}, ConfigurationError, "probe set 'a': found str"),
         ({"sets": {"a/b": X}}, ConfigurationError, "probe set 'a/b'"),
+        ({"sets": {3: X}}, ConfigurationError, "sets: found the name 3 of type int, expected a string"),
+        ({"sets": torch.full((4, 3), torch.nan)}, ConfigurationError, "found NaN in 12 of 12 numbers"),
         ({"probes": []}, ConfigurationError, "probes: found none"),
         ({"probes": "ntk"}, ConfigurationError, "expected a list of probes"),
         ({"probes": [Norm]}, ConfigurationError, "found the class Norm, expected an object"),
@@ -446,6 +459,69 @@ def test_bad_forward_and_parameters() -> None:
         nd.measure(network(), ["outputs"], X, forward=lambda model, inputs: model(inputs).T)
     with pytest.raises(UnknownName, match=r"did you mean '0\.weight'"):
         nd.measure(network(), ["ntk"], X, parameters=["0.wieght"])
+    with pytest.raises(ConfigurationError, match=r"parameters is the string '0\.weight'"):
+        nd.measure(network(), ["ntk"], X, parameters="0.weight")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "calibration"), [(torch.zeros(4, 9), None), (X.double(), None), (X, torch.zeros(4, 9))]
+)
+def test_inputs_that_the_network_does_not_take(inputs: Tensor, calibration: Tensor | None, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(
+        model,
+        ["outputs"],
+        {"test": inputs},
+        path=tmp_path / "run",
+        batchnorm="running" if calibration is None else None,
+        calibration=calibration,
+    )
+    where = "probe set 'test'" if calibration is None else "calibration"
+    message = rf"{where}: the forward pass fails on inputs \[4, \d\] torch.float.*: RuntimeError: .*; expected inputs"
+    with pytest.raises(ConfigurationError, match=message) as caught, recorder.attach(optimizer):
+        pass
+    assert "\n" not in str(caught.value)
+    assert hooks_of(optimizer) == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_network_or_optimizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"found the class Linear as model, expected a torch\.nn\.Module"):
+        nd.Recorder(nn.Linear, ["units"], X, path=tmp_path / "run")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="found function as model"):
+        nd.measure(lambda inputs: inputs, ["units"], X)  # type: ignore[arg-type]
+    model = network()
+    recorder = nd.Recorder(model, ["units"], X, path=tmp_path / "run")
+    with (
+        pytest.raises(ConfigurationError, match=r"found Sequential, expected attach\(optimizer\)"),
+        recorder.attach(model),  # type: ignore[arg-type]
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+class Fieldless(Norm):
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    def fields(self, snapshot: nd.Snapshot) -> Any:
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, r"fields\(\) gave NoneType, expected a list of ntkdyn.Field"),
+        (nd.Field(name="norm"), r"fields\(\) gave Field, expected a list"),
+        ([], r"fields\(\) gave none, expected at least one"),
+        (["norm"], r"fields\(\) gave str, expected ntkdyn.Field"),
+    ],
+)
+def test_fields_that_are_none(given: Any, message: str) -> None:
+    with pytest.raises(ProbeError, match=message):
+        nd.measure(network(), [Fieldless(given)], X)
 
 
 def test_git_commit(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class Recorder:
         max_overhead: float | None = None,
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
+        _check_model(model)
         _choice("on_error", on_error, get_args(OnError))
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ConfigurationError(f"Recorder: found steps_per_epoch={steps_per_epoch}, expected at least 1")
@@ -96,7 +97,7 @@ class Recorder:
             loss=loss,
             batchnorm=_batchnorm(batchnorm, calibration is not None, model),
             calibration=self._calibration,
-            parameters=None if parameters is None else tuple(parameters),
+            parameters=parameters,
             on_error=on_error,
         )
         self._steps_per_epoch = steps_per_epoch
@@ -134,6 +135,11 @@ class Recorder:
             raise ConfigurationError(
                 f"recorder of {self.path}: found it attached already, expected one attach at a time"
             )
+        for one in optimizers:
+            if not isinstance(one, torch.optim.Optimizer):
+                raise ConfigurationError(
+                    f"recorder of {self.path}: found {type(one).__name__}, expected attach(optimizer)"
+                )
         first = self.step if first_step is None else first_step
         self._refuse_earlier(first)
         interruption = Interruption()
@@ -344,6 +350,7 @@ def measure(
     Returns: arrays by the names that they would have in a recording, e.g. "ntk/test/kernel".
     Raises: ProbeError: a probe failed.  NondeterministicForward, ConfigurationError, UnknownName.
     """
+    _check_model(model)
     chosen = probe_sets(sets)
     watches = watches_of(probes, None, chosen)
     observer = Observer(
@@ -353,7 +360,7 @@ def measure(
         loss=loss,
         batchnorm=_batchnorm(batchnorm, calibration is not None, model),
         calibration=None if calibration is None else fixed_inputs(calibration, "calibration"),
-        parameters=None if parameters is None else tuple(parameters),
+        parameters=parameters,
         on_error="raise",
     )
     records = observer.observe(0, None, watches)
@@ -363,6 +370,12 @@ def measure(
 def _choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ConfigurationError(f"Recorder: found {name}={value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        found = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ConfigurationError(f"Recorder: found {found} as model, expected a torch.nn.Module")
 
 
 def _batchnorm(chosen: BatchNorm | None, calibrated: bool, model: nn.Module) -> BatchNorm:

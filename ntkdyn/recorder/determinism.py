@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..errors import NondeterministicForward
-from .snapshots import Forward, ProbeSet, checked_outputs
+from .snapshots import Forward, ProbeSet, checked_outputs, run_forward
 
 
 def check_forward(model: nn.Module, probe_set: ProbeSet, forward: Forward) -> None:
@@ -23,14 +24,16 @@ def check_forward(model: nn.Module, probe_set: ProbeSet, forward: Forward) -> No
     1 % for float32 on CUDA, where products may be rounded to TF32. Dropout or batch statistics move outputs by
     percents and more.
 
-    Raises: NondeterministicForward: names the first layer whose output differs.
+    Raises: NondeterministicForward: names the first layer whose output differs.  ConfigurationError: the network
+        does not take the inputs.
     """
     inputs, size = probe_set.inputs, probe_set.size
     where = f"set {probe_set.name!r}: " if probe_set.name else ""
 
     def run(part: slice) -> Tensor:
         samples = tree_map(lambda leaf: leaf[part].clone(), inputs)
-        return checked_outputs(forward(model, samples), len(range(size)[part]))
+        owner = f"probe set {probe_set.name!r}" if probe_set.name else "the probe set"
+        return checked_outputs(run_forward(forward, model, samples, owner), len(range(size)[part]))
 
     whole, halves = slice(None), (slice(0, size // 2), slice(size // 2, None))
     with torch.no_grad():
@@ -47,6 +50,16 @@ def check_forward(model: nn.Module, probe_set: ProbeSet, forward: Forward) -> No
                 f"{where}{layer} gives a sample outputs that depend on the other samples of the batch; expected one "
                 "function of each sample in evaluation mode; use running statistics there (track_running_stats=True)"
             )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer: its first argument and its output, None where they are no tensors."""
+
+    name: str
+    kind: str
+    inputs: Tensor | None
+    outputs: Tensor | None
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
@@ -68,14 +81,20 @@ def _first_difference(model: nn.Module, once: Callable[[], Any], again: Sequence
     """The layer, named, whose outputs differ first, in the order in which layers finish: children before parents."""
     expected = _traced(model, once)
     found = [_traced(model, run) for run in again]
-    for index, (name, kind, outputs) in enumerate(expected):
-        parts = [trace[index][2] if index < len(trace) else None for trace in found]
-        if outputs is None or any(part is None for part in parts):
-            continue
-        joined = parts[0] if len(parts) == 1 else _concatenated(parts, outputs)
-        if joined is not None and _differ(outputs, joined):
-            return f"layer {name or '<root>'!r} ({kind})"
+    for index, call in enumerate(expected):
+        calls = [trace[index] for trace in found if index < len(trace)]
+        if len(calls) == len(found) and _moved(call.outputs, [one.outputs for one in calls]):
+            # A layer with other inputs is not to blame: a function called between the layers is.
+            before = "something before " if _moved(call.inputs, [one.inputs for one in calls]) else ""
+            return f"{before}layer {call.name or '<root>'!r} ({call.kind})"
     return f"the forward pass outside the layers of {type(model).__name__}"
+
+
+def _moved(whole: Tensor | None, parts: Sequence[Tensor | None]) -> bool:
+    if whole is None or any(part is None for part in parts):
+        return False
+    joined = parts[0] if len(parts) == 1 else _concatenated(parts, whole)
+    return joined is not None and _differ(whole, joined)
 
 
 def _concatenated(parts: Sequence[Any], whole: Tensor) -> Tensor | None:
@@ -86,15 +105,25 @@ def _concatenated(parts: Sequence[Any], whole: Tensor) -> Tensor | None:
     return joined if joined.shape == whole.shape else None
 
 
-def _traced(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, Tensor | None]]:
-    finished: list[tuple[str, str, Tensor | None]] = []
+def _traced(model: nn.Module, run: Callable[[], Any]) -> list[_Call]:
+    finished: list[_Call] = []
+    entered: list[Tensor | None] = []
+
+    def enter(module: nn.Module, arguments: Any) -> None:
+        # Before the call: a layer may work in place.
+        entered.append(_copy(arguments[0]) if arguments else None)
+
     with ExitStack() as stack:
         for name, module in model.named_modules():
 
             def take(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:
-                tensor = output if isinstance(output, Tensor) else None
-                finished.append((name, type(module).__name__, None if tensor is None else tensor.detach().clone()))
+                finished.append(_Call(name, type(module).__name__, entered.pop(), _copy(output)))
 
+            stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(take).remove)
         run()
     return finished
+
+
+def _copy(value: Any) -> Tensor | None:
+    return value.detach().clone() if isinstance(value, Tensor) else None

@@ -52,7 +52,8 @@ class Observer:
         self._loss = loss
         self.batchnorm = batchnorm
         self._calibration = calibration
-        self._wanted = parameters
+        # A single string stays one, for resolve_parameters to refuse it.
+        self._wanted = parameters if parameters is None or isinstance(parameters, str) else tuple(parameters)
         self._on_error = on_error
         self._checked: set[str] = set()
         self._with_preactivations: set[str] = set()
@@ -147,7 +148,12 @@ class Observer:
         return arrays
 
     def _declared(self, probe: Probe, snapshot: Snapshot, group: str, where: str) -> dict[str, Field]:
-        fields = list(probe.fields(snapshot))
+        given: Any = probe.fields(snapshot)
+        if not isinstance(given, Iterable) or isinstance(given, (str, Mapping)):
+            raise ProbeError(f"{where}: fields() gave {type(given).__name__}, expected a list of ntkdyn.Field objects")
+        fields = list(given)
+        if not fields:
+            raise ProbeError(f"{where}: fields() gave none, expected at least one; declare what measure() returns")
         for one in fields:
             if not isinstance(one, Field):
                 raise ProbeError(f"{where}: fields() gave {type(one).__name__}, expected ntkdyn.Field objects")
@@ -212,8 +218,8 @@ def _checked_array(value: Any, declaration: Field, where: str) -> Array:
         raise ProbeError(f"{where}: found dtype {array.dtype}, expected {target} as declared; declare what is measured")
     if array.dtype.kind == "f" and not declaration.attributes.get("allow_nan", False) and np.isnan(array).any():
         raise ProbeError(
-            f"{where}: found NaN in {int(np.isnan(array).sum())} of {array.size} numbers, expected none; declare "
-            "attributes={'allow_nan': True} where NaN has a meaning"
+            f"{where}: found NaN in {int(np.isnan(array).sum())} of {array.size} numbers, expected none; are "
+            "weights and inputs finite? Declare attributes={'allow_nan': True} where NaN has a meaning"
         )
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(target)

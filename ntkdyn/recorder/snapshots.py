@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from ..errors import ConfigurationError, ShapeError
+from ..errors import ConfigurationError, NtkdynError, ShapeError
 from ..gates import gates
 from ..kernel import empirical_ntk
 
@@ -47,7 +47,7 @@ def probe_sets(sets: Any) -> dict[str, ProbeSet]:
 
     The only set of a tensor or pair has the name "".
 
-    Raises: ConfigurationError: no set, no sample, different numbers of samples, or another type.
+    Raises: ConfigurationError: no set, no sample, different numbers of samples, another type, or NaN.
     """
     if isinstance(sets, Mapping):
         named = dict(sets)
@@ -59,6 +59,9 @@ def probe_sets(sets: Any) -> dict[str, ProbeSet]:
         )
     if not named:
         raise ConfigurationError("sets: found no probe set, expected at least one, e.g. {'test': (x, y)}")
+    for name in named:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"sets: found the name {name!r} of type {type(name).__name__}, expected a string")
     return {name: _probe_set(name, value) for name, value in named.items()}
 
 
@@ -102,7 +105,31 @@ def fixed_inputs(inputs: Any, where: str) -> Any:
         raise ConfigurationError(
             f"{where}: found inputs with {' and '.join(map(str, sorted(sizes)))} samples, expected equally many"
         )
+    missing = sum(int(leaf.isnan().sum()) for leaf in leaves if leaf.is_floating_point())
+    if missing:
+        numbers = sum(leaf.numel() for leaf in leaves)
+        raise ConfigurationError(
+            f"{where}: found NaN in {missing} of {numbers} numbers, expected none; clean the inputs"
+        )
     return tree_map(lambda leaf: leaf.detach().clone(), inputs)
+
+
+def run_forward(forward: Forward, model: nn.Module, inputs: Any, where: str) -> Tensor:
+    """Outputs of the forward pass on the user's inputs.
+
+    Raises: ConfigurationError: the network does not take them.
+    """
+    try:
+        return forward(model, inputs)
+    except NtkdynError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{list(leaf.shape)} {leaf.dtype}" for leaf in tree_leaves(inputs))
+        raise ConfigurationError(
+            f"{where}: the forward pass fails on inputs {shapes}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}; expected inputs of the shape and type that the network is trained on, "
+            "and a forward pass for any number of samples"
+        ) from error
 
 
 @contextmanager
@@ -173,7 +200,7 @@ def reestimate(clone: nn.Module, inputs: Any, forward: Forward) -> None:
         for module in clone.modules():
             if isinstance(module, NORMS) and module.running_mean is not None:
                 stack.callback(module.register_forward_pre_hook(take).remove)
-        forward(clone, _copied(inputs))
+        run_forward(forward, clone, _copied(inputs), "calibration")
     for norm, uses in seen.items():
         norm.running_mean.copy_(torch.stack([mean for mean, _ in uses]).mean(0))  # type: ignore[operator]
         norm.running_var.copy_(torch.stack([variance for _, variance in uses]).mean(0))  # type: ignore[operator]
