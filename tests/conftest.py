@@ -1,4 +1,4 @@
-"""What all tests share: the problem zoo, the oracles, real data where they are."""
+"""What all tests share: the oracles, real data where they are, one thread a worker."""
 
 from __future__ import annotations
 
@@ -21,12 +21,6 @@ def _load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def problems() -> ModuleType:
-    """The zoo of networks, tests/problems.py."""
-    return _load("problems")
 
 
 @pytest.fixture(scope="session")
