@@ -13,12 +13,14 @@ import itertools
 import json
 import multiprocessing
 import os
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +211,7 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
     context = multiprocessing.get_context("spawn")
     with (
         progress_bar(len(plan.runs), what="runs", done=len(finished), shown=progress) as bar,
-        ProcessPoolExecutor(min(workers, max(len(pending), 1)), mp_context=context, initializer=_one_thread) as pool,
+        ProcessPoolExecutor(min(workers, max(len(pending), 1)), mp_context=context, initializer=_start_worker) as pool,
     ):
         running: dict[Future[str | None], PlannedRun] = {}
         try:
@@ -257,11 +259,20 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     import torch
 
     # One run a process: more threads would only fight over the cores.
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A worker whose sweep was killed would go on writing where the restarted sweep writes.
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _work(experiment: str, run: PlannedRun, out: str, command: str) -> str | None:
