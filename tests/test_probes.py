@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import ntkdyn as nd
 from ntkdyn.errors import ProbeError
 from ntkdyn.gates import Gate, gates
+from ntkdyn.paths import trace_paths
 from ntkdyn.plugins import installed, load_probe
-from ntkdyn.probes import EmpiricalNTK
+from ntkdyn.probes import EmpiricalNTK, PathLength, path_length
 from ntkdyn.store.reader import RunReader
 
 
@@ -113,6 +114,36 @@ def test_path_length() -> None:
     for name in ("mean", "normalized", "weighted"):
         assert float(found[f"path_length/{name}"]) == getattr(expected, name)
     np.testing.assert_array_equal(found["path_length/distribution"], expected.distribution)
+
+
+def test_path_length_traces_once_and_follows_the_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+    monkeypatch.setattr(path_length, "trace_paths", lambda *given: traced.append(1) or trace_paths(*given))
+    model = gated()
+    recorder = nd.Recorder(model, ["path-length"], INPUTS, path=tmp_path / "run")
+    expected = []
+    for channel in range(3):
+        model[1].freeze(torch.arange(3) <= channel)
+        expected.append(nd.path_lengths(model, INPUTS).normalized)
+        recorder.record()
+    recorder.close()
+    assert RunReader.open(tmp_path / "run").read("path_length/normalized").tolist() == expected
+    assert len(set(expected)) == 3
+    assert len(traced) == 1
+
+
+def test_one_path_length_probe_serves_two_networks_in_turn(tmp_path: Path) -> None:
+    probe = PathLength()
+    models = [nn.Sequential(nn.Linear(2, 3), Gate(3), *middle, nn.Linear(3, 2)) for middle in ([], [nn.ReLU()])]
+    recorders = [
+        nd.Recorder(model, [probe], torch.zeros(4, 2), path=tmp_path / str(number))
+        for number, model in enumerate(models)
+    ]
+    for recorder in [*recorders, *recorders]:
+        recorder.record()
+    for number, recorder in enumerate(recorders):
+        recorder.close()
+        assert RunReader.open(tmp_path / str(number)).read("path_length/mean").tolist() == [number + 1.0] * 2
 
 
 def test_outputs() -> None:
