@@ -43,7 +43,7 @@ _FUNCTIONS: dict[str, tuple[Kind, str]] = {
         ("log_sigmoid", "LogSigmoid"), ("logsigmoid", "LogSigmoid"), ("mish", "Mish"), ("relu6", "ReLU6"),
         ("rrelu", "RReLU"), ("selu", "SELU"), ("silu", "SiLU"), ("sigmoid", "Sigmoid"), ("softplus", "Softplus"),
         ("softshrink", "Softshrink"), ("softsign", "Softsign"), ("tanh", "Tanh"), ("tanhshrink", "Tanhshrink"),
-        ("threshold", "Threshold"))},
+        ("special_expit", "Sigmoid"), ("threshold", "Threshold"), ("_threshold", "Threshold"))},
     **dict.fromkeys((
         "softmax", "log_softmax", "softmin", "gumbel_softmax", "scaled_dot_product_attention",
         "multi_head_attention_forward"), ("uncounted", "softmax")),
@@ -51,6 +51,12 @@ _FUNCTIONS: dict[str, tuple[Kind, str]] = {
         "max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices",
         "max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
         "fractional_max_pool2d", "fractional_max_pool3d"), ("uncounted", "max-pool")),
+    **dict.fromkeys(("lp_pool1d", "lp_pool2d", "lp_pool3d"), ("uncounted", "power-average pool")),
+}  # fmt: skip
+# Functions that are a ReLU for some arguments, and what their arguments mean; see `rectifies`.
+_BOUNDS = {
+    "clamp": ("input", "min", "max"), "clip": ("input", "min", "max"), "clamp_min": ("input", "min"),
+    "maximum": ("input", "other"),
 }  # fmt: skip
 # Axis of the channels in the output, from the end, for functions that make new channels.
 _CHANNELS_LAST = frozenset(
@@ -63,6 +69,18 @@ _CHANNELS_SECOND = frozenset(("batch_norm", "instance_norm", "group_norm"))
 def classify(name: str) -> tuple[Kind, str] | None:
     """Kind and label of a function by its name, None if it is no nonlinearity; "relu_" counts as "relu"."""
     return _FUNCTIONS.get(name) or _FUNCTIONS.get(name.removesuffix("_"))
+
+
+def rectifies(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call is a ReLU in other words: clamp, clip or clamp_min at 0 without an upper end, maximum with 0."""
+    given = dict(zip(_BOUNDS.get(name.removesuffix("_"), ()), args, strict=False)) | dict(kwargs)
+    if given.get("max") is not None or not any(value.is_floating_point() for value in _tensors(given.values())):
+        return False
+    bounds = [given.get("min")] if name != "maximum" else [given.get("input"), given.get("other")]
+    return any(
+        bool((bound.detach() == 0).all()) if isinstance(bound, Tensor) else bound is not None and bound == 0
+        for bound in bounds
+    )
 
 
 @dataclass(frozen=True)
@@ -172,6 +190,9 @@ class _CallRecorder(TorchFunctionMode):
         inputs = [value for value in _tensors([*args, *kwargs.values()]) if value.dim()]
         before = [(value, tuple(value.shape), tuple(value.stride())) for value in inputs if _plain(value)]
         found = classify(name)
+        if found is None and name.removesuffix("_") in _BOUNDS and rectifies(name, args, kwargs):
+            # Listed and not converted: the same call guards divisions and square roots.
+            found = ("always_active", f"{name.removesuffix('_')} at 0")
         if found and self.stack and before:
             self._note(found, name.removesuffix("_"), args, kwargs, before[0][0])
         outputs = func(*args, **kwargs)

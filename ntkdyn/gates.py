@@ -248,7 +248,8 @@ def nonlinear_units(model: nn.Module, example: Any = None) -> UnitCounts:
     A unit is active if and only if it is not frozen, however close to 1 its slope is; a layer-wise gate counts all
     its channels. GELU, SiLU, tanh, an un-gated ReLU and the like are listed as always active, max-pooling and softmax
     as uncounted: modules by their dotted name; functions, which are found only by running a clone of the network on
-    an example (as in gate_network), by their caller's name and their own, "block.gelu".
+    an example (as in gate_network), by their caller's name and their own, "block.gelu"; so are clamp, clip, clamp_min
+    and maximum at 0, which are ReLUs in other words.
     """
     active: dict[str, int] = {}
     total: dict[str, int] = {}

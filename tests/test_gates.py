@@ -10,8 +10,10 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev, vmap
+from torch.nn import functional
 
-from ntkdyn.errors import ConfigurationError, ShapeError
+from ntkdyn.conversion import gate_network
+from ntkdyn.errors import ConfigurationError, ConversionError, ShapeError
 from ntkdyn.gates import (
     Gate,
     freeze_linear,
@@ -317,6 +319,36 @@ def test_what_is_no_gate_is_listed() -> None:
     attention = nonlinear_units(nn.TransformerEncoderLayer(4, 2, 4), torch.randn(3, 2, 4))
     assert attention.uncounted == {"self_attn": "MultiheadAttention"}
     assert attention.always_active == {"activation": "ReLU"}
+
+
+def test_functions_whose_own_name_differs_are_listed() -> None:
+    class Named(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return functional.lp_pool2d(functional.threshold(inputs, 0.0, 0.0), 2.0, 2)
+
+    counts = nonlinear_units(Named(), torch.randn(2, 3, 4, 4))
+    assert list(counts.always_active.values()) == ["Threshold"]
+    assert list(counts.uncounted.values()) == ["power-average pool"]
+
+
+class Clamped(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.clamp(min=0)
+
+
+def test_a_relu_in_other_words_is_listed() -> None:
+    class Rectifiers(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            guarded = inputs.clamp(min=1e-6) + inputs.clamp(0, 1) + inputs.clamp_max(0) + inputs.int().clamp(min=0)
+            ends = torch.clamp(inputs, min=torch.tensor(0.0)) + inputs.clone().clamp_(0) + inputs.clip(0)
+            return guarded + ends + inputs.clamp_min(0.0) + torch.maximum(torch.zeros(3), inputs)
+
+    assert nonlinear_units(Rectifiers(), torch.randn(4, 3)).always_active == {
+        "clamp": "clamp at 0", "clamp_1": "clamp at 0", "clip": "clip at 0", "clamp_min": "clamp_min at 0",
+        "maximum": "maximum at 0",
+    }  # fmt: skip
+    with pytest.raises(ConversionError, match="found clamp at 0"):
+        gate_network(nn.Sequential(nn.Linear(3, 3), Clamped()), torch.randn(4, 3))
 
 
 def test_counting_with_an_example_changes_nothing() -> None:

@@ -58,8 +58,8 @@ def gate_network(
     an attribute (the activation of torch.nn's Transformer layers, whose fused evaluation path is switched off). A
     module whose forward calls relu as a function, or one activation at several sites, gets its forward traced anew
     by torch.fx with gates relu, relu_1, ... in the order of the calls; its other arguments and plain attributes are
-    then those of the example. State dicts of the old network still load. ReLU6, GELU and the like stay, see
-    nonlinear_units.
+    then those of the example. State dicts of the old network still load. ReLU6, GELU, clamp(min=0) and the like
+    stay, see nonlinear_units.
 
     Args:
         example: input to run the network on, at least 2 samples; a tuple gives positional, a mapping keyword
