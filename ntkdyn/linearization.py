@@ -172,7 +172,9 @@ class MaskRamp(SlopeOwner):
     """Control: the survivors are given. All other slopes move in a straight line to 1 within `steps` calls and freeze.
 
     mask: gate -> bool [channels] (layer-wise: [1]), True = survivor, e.g. from random_mask or survivor_mask. Survivors
-    stand still during the ramp, then move as `survivors` says; the loss moves no slope.
+    move in a straight line to where `survivors` wants them within the same calls, and stand still during settling: a
+    survivor that stayed a ReLU all through the ramp would be a milder intervention than the learned one, whose penalty
+    pulls survivors too. The loss moves no slope.
 
     Raises: ConfigurationError: no gates, a mask that does not fit them, or a survivor that is frozen already.
     """
@@ -193,7 +195,8 @@ class MaskRamp(SlopeOwner):
     def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         leaving = self._leaving.to(values.device)
         left = self.steps - self.calls + 1
-        return torch.where(leaving, toward(values, 1.0, left), values), leaving & (left == 1)
+        surviving = values if self.aim is None else toward(values, self.aim, left)
+        return torch.where(leaving, toward(values, 1.0, left), surviving), leaving & (left == 1)
 
 
 class SlopeReplay(SlopeOwner):

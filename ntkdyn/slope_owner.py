@@ -199,13 +199,17 @@ class SlopeOwner:
         """New slopes and the mask of those that freeze, for call number self.calls of the ramp."""
         raise NotImplementedError
 
+    @property
+    def aim(self) -> float | None:
+        """Slope to which the survivors are brought, None where they are kept as they are."""
+        return {"keep": None, "common": self.common_slope, "relu": 0.0}[self.survivors]
+
     def _settle(self, values: Tensor, linear: Tensor) -> Tensor:
-        if self.survivors == "keep" or self.calls > self.steps + self.settle_steps:
+        if self.aim is None or self.calls > self.steps + self.settle_steps:
             return values
         if self.calls == self.steps and self.settle_steps:
             return values
-        aim = self.common_slope if self.survivors == "common" else 0.0
-        return torch.where(linear, values, toward(values, aim, self.steps + self.settle_steps - self.calls + 1))
+        return torch.where(linear, values, toward(values, self.aim, self.steps + self.settle_steps - self.calls + 1))
 
     def state_dict(self) -> dict[str, Any]:
         """State that, with the network's own state dict, continues bit for bit."""
