@@ -30,18 +30,18 @@ class Nothing(torch.optim.Optimizer):
         """Do nothing."""
 
 
-class Empty:
-    """A probe without fields."""
+class Smallest:
+    """A probe of one number."""
 
-    name = "empty"
+    name = "smallest"
 
     def fields(self, snapshot: nd.Snapshot) -> list[nd.Field]:
-        """Declare nothing."""
-        return []
+        """Declare the number."""
+        return [nd.Field(name="zero")]
 
     def measure(self, snapshot: nd.Snapshot) -> dict[str, float]:
         """Measure nothing."""
-        return {}
+        return {"zero": 0.0}
 
 
 def seconds(optimizer: Nothing) -> float:
@@ -69,7 +69,7 @@ def main() -> None:
         nd.every(far), nd.at_steps([far]), nd.log_spaced(far, 2 * far, 3), nd.paired(nd.every(far), dt=far),
         nd.at_epochs([far], 10), lambda step: step == far,
     ]  # fmt: skip
-    watches = [nd.Watch(Empty(), schedule=due, name=f"probe_{index}") for index, due in enumerate(schedules)]
+    watches = [nd.Watch(Smallest(), schedule=due, name=f"probe_{index}") for index, due in enumerate(schedules)]
     times: dict[str, list[float]] = {"nothing": [], "bare hook": [], "recorder": []}
     with tempfile.TemporaryDirectory() as folder:
         recorder = nd.Recorder(model, watches, torch.zeros(2, 2), path=Path(folder) / "run")
