@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -120,7 +121,7 @@ class SlopeVector:
         return chosen
 
 
-class SlopeOwner:
+class SlopeOwner(ABC):
     """Owns the slopes of a network: ramp for `steps` calls, settle for `settle_steps` calls, then stand still."""
 
     def __init__(
@@ -195,9 +196,9 @@ class SlopeOwner:
         self._slopes.write(values, freeze)
         self._written = self._slopes.values().clone()
 
+    @abstractmethod
     def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         """New slopes and the mask of those that freeze, for call number self.calls of the ramp."""
-        raise NotImplementedError
 
     @property
     def aim(self) -> float | None:
