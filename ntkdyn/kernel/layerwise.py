@@ -13,7 +13,7 @@ from ..errors import UnsupportedLayer
 from .contraction import Factors, Jacobian, Rows, product
 from .interception import Call, Interception
 from .problem import Problem, gradients
-from .rules import Contribution, Outer, Site
+from .rules import Contribution, Site
 
 # Bytes of output gradients that are held at a time where outputs can be taken in sequence.
 _HELD = 2**25
@@ -203,16 +203,17 @@ def _same(rows: Rows) -> Jacobian:
 
 
 def _stacked(contribution: Contribution, output_gradients: list[Tensor], size: int, dtype: torch.dtype) -> Jacobian:
-    """Contributions [B = N · F, ...] of K outputs as one Jacobian over N samples."""
-    found = [contribution(gradient) for gradient in output_gradients]
-    outer = [one for one in found if isinstance(one, Outer)]
-    if outer:
-        left = torch.stack([one.left for one in outer]).to(dtype)
-        right = outer[0].right if outer[0].classes else outer[0].right.to(dtype)
-        left = left.reshape(len(outer), size, -1, left.shape[-1])
-        return Factors(left, right.reshape(size, -1, *right.shape[2:]), outer[0].classes)
-    rows = torch.stack([one for one in found if isinstance(one, Tensor)]).to(dtype)
-    return Rows(rows.reshape(len(found), size, -1, rows.shape[-1]).sum(2))
+    """Contributions [K, B = N · F, ...] as one Jacobian over N samples."""
+    found = contribution(torch.stack(output_gradients))
+    if isinstance(found, Tensor):
+        rows = found.to(dtype)
+        return Rows(rows.reshape(len(rows), size, -1, rows.shape[-1]).sum(2))
+    left = found.left.to(dtype)
+    if found.right is None:
+        return Rows(left.reshape(len(left), size, -1, left.shape[-1]).sum(2))
+    right = found.right if found.classes else found.right.to(dtype)
+    left = left.reshape(len(left), size, -1, left.shape[-1])
+    return Factors(left, right.reshape(size, -1, *right.shape[2:]), found.classes)
 
 
 def _together(makers: list[Callable[[], Jacobian]]) -> Jacobian:

@@ -1,8 +1,8 @@
 """How a layer's output gradient becomes the gradient of its parameters, sample by sample; one file per layer family.
 
-A rule is a function of a Site that returns, per role ("weight", "bias"), a function from the output gradient to the
-per-sample gradient: Rows, or the cheaper Outer where it is a sum of outer products. A file in this folder that
-registers a rule is found by itself.
+A rule is a function of a Site that returns, per role ("weight", "bias"), a function from the gradients of K network
+outputs with respect to the layer's output, [K, B, ...], to per-sample gradients: rows [K, B, P], or the cheaper Outer
+where they are sums of outer products. A file in this folder that registers a rule is found by itself.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from ...errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Outer:
-    """Per-sample gradient  J[n] = Σ_t left[n, t] ⊗ right[n, t]  of a matrix [d_out, d_in] (more axes of it flattened).
+    """Per-sample gradient  J[k, n] = Σ_t left[k, n, t] ⊗ right[n, t]  of a matrix [d_out, d_in], flattened.
 
     Args:
-        left: [N, T, d_out], from the output gradient.
-        right: [N, T, d_in]; or int64 [N, T], which stands for one-hot rows of width `classes`.
+        left: [K, B, T, d_out], from the output gradients.
+        right: [B, T, d_in]; or int64 [B, T], which stands for one-hot rows of width `classes`; or None, which stands
+            for the number 1 at every position (a bias).
         classes: number of classes of an integer right; the matrix is then [classes, d_out].
     """
 
     left: Tensor
-    right: Tensor
+    right: Tensor | None
     classes: int = 0
 
 
-# What a rule gives for one parameter: output gradient [B, ...] -> Outer, or rows [B, P].
+# What a rule gives for one parameter: output gradients [K, B, ...] -> Outer, or rows [K, B, P].
 Contribution = Callable[[Tensor], Outer | Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One call in the forward pass that used wanted parameters.
+    """One call in the forward pass that used wanted parameters, or the part of it that a range of samples takes.
 
     Attributes:
-        input: its input, detached, samples (or whole multiples of them) on axis 0.
+        input: its input, detached, [B, ...] with samples (or whole multiples of them) on axis 0.
         arguments: all its arguments by name; for a module the module itself under "module".
     """
 

@@ -64,10 +64,10 @@ def convolution(site: Site) -> Mapping[str, Contribution]:
         return kept[0]
 
     def weight(gradient: Tensor) -> Outer | Tensor:
-        samples, channels = gradient.shape[:2]
-        left = gradient.reshape(samples, groups, channels // groups, -1)
+        outputs, samples, channels = gradient.shape[:3]
+        left = gradient.reshape(outputs, samples, groups, channels // groups, -1)
         if groups == 1:
-            return Outer(left.squeeze(1).transpose(1, 2), windows().squeeze(1))
-        return torch.matmul(left, windows()).flatten(1)
+            return Outer(left.squeeze(2).transpose(2, 3), windows().squeeze(1))
+        return torch.matmul(left, windows()).flatten(2)
 
-    return {"weight": weight, "bias": lambda gradient: gradient.flatten(2).sum(2)}
+    return {"weight": weight, "bias": lambda gradient: Outer(gradient.flatten(3).transpose(2, 3), None)}

@@ -25,7 +25,7 @@ def embedding(site: Site) -> Mapping[str, Contribution]:
     padding = padding + classes if padding is not None and padding < 0 else padding
 
     def weight(gradient: Tensor) -> Outer:
-        left = gradient.reshape(tokens.shape[0], -1, width)
+        left = gradient.reshape(len(gradient), tokens.shape[0], -1, width)
         if padding is not None:
             left = left * (tokens != padding).unsqueeze(-1)
         return Outer(left, tokens, classes)

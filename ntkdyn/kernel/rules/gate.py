@@ -12,11 +12,11 @@ from . import Contribution, Site, layer_rule
 
 
 def _per_slope(tensor: Tensor, axis: int, slopes: int) -> Tensor:
-    """Sum [B, ...] over everything but samples and the channel axis; over channels too where they share a slope."""
+    """Sum [K, B, ...] over all but outputs, samples and channels (an axis of [B, ...]); over these too if they share."""
     if slopes == 1:
-        return tensor.flatten(1).sum(1, keepdim=True)
-    channels = tensor.movedim(axis, 1)
-    return channels.reshape(*channels.shape[:2], -1).sum(2)
+        return tensor.flatten(2).sum(2, keepdim=True)
+    channels = tensor.movedim(axis + 1 if axis >= 0 else axis, 2)
+    return channels.reshape(*channels.shape[:3], -1).sum(3)
 
 
 @layer_rule(Gate, roles="slope", applies=lambda arguments: arguments["input"].dim() > 1)

@@ -23,6 +23,6 @@ def linear(site: Site) -> Mapping[str, Contribution]:
     features = site.input.reshape(samples, -1, site.input.shape[-1])
 
     def positions(gradient: Tensor) -> Tensor:
-        return gradient.reshape(samples, -1, gradient.shape[-1])
+        return gradient.reshape(len(gradient), samples, -1, gradient.shape[-1])
 
-    return {"weight": lambda g: Outer(positions(g), features), "bias": lambda g: positions(g).sum(1)}
+    return {"weight": lambda g: Outer(positions(g), features), "bias": lambda g: Outer(positions(g), None)}

@@ -13,7 +13,8 @@ from . import Contribution, Site, layer_rule
 
 
 def _per_channel(tensor: Tensor) -> Tensor:
-    return tensor.reshape(*tensor.shape[:2], -1).sum(2)
+    # [K, B, channels, ...] -> [K, B, channels]
+    return tensor.reshape(*tensor.shape[:3], -1).sum(3)
 
 
 def _by_running_statistics(arguments: Mapping[str, Any]) -> bool:
@@ -43,8 +44,8 @@ def _leading(arguments: Mapping[str, Any]) -> int:
 
 
 def _over_positions(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    # [B, ..., *shape] -> [B, P]
-    return tensor.reshape(tensor.shape[0], -1, torch.Size(shape).numel()).sum(1)
+    # [K, B, ..., *shape] -> [K, B, P]
+    return tensor.reshape(*tensor.shape[:2], -1, torch.Size(shape).numel()).sum(2)
 
 
 @layer_rule(
