@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "kernel": ("empirical_ntk",),
+    "kernel": ("Projection", "SummedOutputs", "empirical_ntk"),
     "conversion": ("gate_network",),
     "gates": ("Gate", "slopes", "nonlinear_units", "slope_penalty", "freeze_linear"),
     "linearization": ("Linearizer",),
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .gates import nonlinear_units as nonlinear_units
     from .gates import slope_penalty as slope_penalty
     from .gates import slopes as slopes
+    from .kernel import Projection as Projection
+    from .kernel import SummedOutputs as SummedOutputs
     from .kernel import empirical_ntk as empirical_ntk
     from .linearization import Linearizer as Linearizer
     from .paths import PathLengths as PathLengths

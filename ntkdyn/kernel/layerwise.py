@@ -48,10 +48,12 @@ def blocks(problem: Problem) -> dict[str, Tensor]:
     first = _prepare(problem, 0)
     second = first if problem.inputs_2 is None else _prepare(problem, 1)
     count = problem.outputs
-    full = problem.reduce == "full"
+    full = problem.combine == "full"
     size, size_2 = problem.sizes
     shape = {"trace": (size, size_2), "each": (count, size, size_2), "full": (count, size, count, size_2)}
-    result = {key: first.outputs.new_zeros(shape[problem.reduce], dtype=problem.dtype) for key in problem.keys.values()}
+    result = {
+        key: first.outputs.new_zeros(shape[problem.combine], dtype=problem.dtype) for key in problem.keys.values()
+    }
     chunk = count if full else _outputs_at_a_time(problem, (first, second))
     for start in range(0, count, chunk):
         chosen = range(start, min(start + chunk, count))
@@ -63,9 +65,9 @@ def blocks(problem: Problem) -> dict[str, Tensor]:
             jacobian = jacobians[name]()
             jacobian_2 = jacobian if second is first else jacobians_2[name]()
             block = product(jacobian, jacobian_2, full)
-            if problem.reduce == "trace":
+            if problem.combine == "trace":
                 result[key] += block.sum(0)
-            elif problem.reduce == "each":
+            elif problem.combine == "each":
                 result[key][start : start + len(chosen)] += block
             else:
                 result[key] += block

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigurationError, ShapeError, UnsupportedLayer
+from .reduction import Reduction, directions
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
@@ -36,27 +37,32 @@ class Problem:
         model: structural clone; engines may do with it what they like.
         parameters: wanted leaves of the clone by dotted name.
         keys: name of a parameter -> name of the block that its contribution is added to.
+        scales: metric s of the parameters that have one: a number, or a tensor of the parameter's shape.
         inputs, inputs_2: pytrees; inputs_2 is None for the symmetric kernel.
         sizes: numbers of samples (N1, N2).
         forward: forward(model, inputs) -> outputs.
-        reduce: "trace", "each" or "full".
-        dtype: precision of the blocks.
+        reduce: what is wanted of the outputs.
+        dtype: precision of the blocks; result_dtype: what they are rounded to at the end.
         cast_inputs: floating inputs are brought to dtype as well.
         train_mode: names of layers that may run in training mode.
+        max_memory: bytes, or None.
         outputs: number of outputs C; known after the first run.
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     keys: Mapping[str, str]
+    scales: Mapping[str, float | Tensor]
     inputs: Any
     inputs_2: Any
     sizes: tuple[int, int]
     forward: Forward
-    reduce: str
+    reduce: Reduction
     dtype: torch.dtype
+    result_dtype: torch.dtype
     cast_inputs: bool
     train_mode: frozenset[str]
+    max_memory: int | None
     outputs: int = field(default=0, init=False)
     running: list[str] = field(default_factory=list, init=False)
 
@@ -64,6 +70,15 @@ class Problem:
     def layer(self) -> str:
         """Dotted name of the module that runs just now."""
         return (self.running[-1] if self.running else "") or ROOT
+
+    @property
+    def combine(self) -> Literal["trace", "each", "full"]:
+        """How the directions of the outputs are combined: summed, each by itself, or in all pairs."""
+        return self.reduce if self.reduce in ("each", "full") else "trace"
+
+    def directions(self, outputs: Tensor) -> Tensor | None:
+        """Directions [K, C] in output space that the kernel is taken along; None stands for the C unit vectors."""
+        return directions(self.reduce, self.outputs, outputs)
 
     def run(self, side: int, *modes: TorchFunctionMode, sample: int | None = None) -> Tensor:
         """Outputs [N, C] of one side, or [1, C] of one sample alone, with their graph; modes watch the calls."""

@@ -14,14 +14,16 @@ def blocks(problem: Problem) -> dict[str, Tensor]:
     jacobian_2 = jacobian_1 if problem.inputs_2 is None else _jacobian(problem, 1)
     result: dict[str, Tensor] = {}
     for name, key in problem.keys.items():
-        block = _product(jacobian_1[name].double(), jacobian_2[name].double(), problem.reduce)
+        scale = problem.scales.get(name, 1.0)
+        scaled = jacobian_1[name].double() * (scale.flatten() if isinstance(scale, torch.Tensor) else scale)
+        block = _product(scaled, jacobian_2[name].double(), problem.combine)
         result[key] = result[key] + block if key in result else block
     return {key: block.to(problem.dtype) for key, block in result.items()}
 
 
 def _jacobian(problem: Problem, side: int) -> dict[str, Tensor]:
-    # [N, C, P] per parameter; the rows are those of the whole batch, so that a network in which samples depend on each
-    # other gets the Jacobian of the function that was asked for.
+    # [N, K, P] per parameter, along K directions of the outputs; rows of the whole batch, so that a network
+    # in which samples depend on each other gets the Jacobian of the function that was asked for.
     outputs = problem.run(side)
     leaves = list(problem.parameters.values())
     rows: list[list[Tensor]] = [[] for _ in leaves]
@@ -34,7 +36,11 @@ def _jacobian(problem: Problem, side: int) -> dict[str, Tensor]:
     if not connected:
         problem.refuse_foreign_outputs(outputs)
     shape = (*outputs.shape, -1)
-    return {name: torch.stack(row).view(shape) for name, row in zip(problem.parameters, rows, strict=True)}
+    jacobian = {name: torch.stack(row).view(shape) for name, row in zip(problem.parameters, rows, strict=True)}
+    directions = problem.directions(outputs.detach())
+    if directions is None:
+        return jacobian
+    return {name: torch.einsum("kc,ncp->nkp", directions, rows) for name, rows in jacobian.items()}
 
 
 def _product(jacobian_1: Tensor, jacobian_2: Tensor, reduce: str) -> Tensor:

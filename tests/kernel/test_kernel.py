@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from ntkdyn import empirical_ntk
 from ntkdyn.errors import ConfigurationError, NtkdynError, ShapeError, UnknownName, UnsupportedLayer
-from ntkdyn.kernel import ENGINES, REDUCTIONS, resolve_parameters
+from ntkdyn.kernel import ENGINES, resolve_parameters
+from ntkdyn.kernel.reduction import NAMED
 from ntkdyn.kernel.rules import layer_rule, rules
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -65,7 +66,7 @@ def test_equals_loop(name: str, symmetric: bool, oracles: ModuleType) -> None:
     inputs = (problem.x1,) if symmetric else (problem.x1, problem.x2)
     expected = {
         (reduce, per): oracles.ntk_by_loop(problem.model, *inputs, reduce=reduce, per=per, **further)
-        for reduce in REDUCTIONS
+        for reduce in NAMED
         for per in (None, "layer", "parameter")
     }
     for engine in ENGINES:

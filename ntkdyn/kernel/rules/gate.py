@@ -12,7 +12,7 @@ from . import Contribution, Site, layer_rule
 
 
 def _per_slope(tensor: Tensor, axis: int, slopes: int) -> Tensor:
-    """Sum [K, B, ...] over all but outputs, samples and channels (an axis of [B, ...]); over these too if they share."""
+    """Sum [K, B, ...] over all but outputs, samples and channels, an axis of [B, ...]; over these too if they share."""
     if slopes == 1:
         return tensor.flatten(2).sum(2, keepdim=True)
     channels = tensor.movedim(axis + 1 if axis >= 0 else axis, 2)
