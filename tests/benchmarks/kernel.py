@@ -1,0 +1,309 @@
+"""The empirical NTK by ntkdyn and by its peers, on the same weights and inputs, interleaved in one run.
+
+Every tool works in a process of its own, pinned to the same core(s), which lives through the case: it is loaded,
+called twice to warm up, and then told to run once in each round, all tools in turn. Prints a Markdown table and writes
+kernel.md and kernel.json. A peer that is not installed, fails, or passes the limits of time or memory gets a row that
+says so. Peers: ``pip install "ntkdyn[bench]"``, then tests/benchmarks/install_peers.sh.
+
+CPU seconds are user and system time of the process during one call, median over rounds. Peak memory is the highest
+resident memory (VmHWM, set back before the call) of a call after the first one, less the resident memory after import,
+building the network and compiling. Errors are against the kernel in float64 by ntkdyn, which is itself compared with
+rows of plain autograd.
+
+Run: python tests/benchmarks/kernel.py [--case NAME ...] [--tool NAME ...] [--scaling]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # python -P leaves it out
+
+import kernel_networks  # noqa: E402
+import kernel_report  # noqa: E402
+from kernel_cases import CASES, GOALS, Case  # noqa: E402
+
+# Tool -> (file in peers/, package that it needs)
+TOOLS: dict[str, tuple[str, str]] = {
+    "ntkdyn": ("ours", "ntkdyn"),
+    "neural-tangents structured": ("neural_tangents_jax", "neural_tangents"),
+    "neural-tangents Jacobian": ("neural_tangents_jax", "neural_tangents"),
+    "neural-tangents products": ("neural_tangents_jax", "neural_tangents"),
+    "torch.func Jacobian": ("torch_func", "torch"),
+    "torch.func products": ("torch_func", "torch"),
+    "nngeometry": ("nngeometry_gram", "nngeometry"),
+    "BackPACK": ("backpack_gradients", "backpack"),
+    "TorchJD autogram": ("torchjd_autogram", "torchjd"),
+    "torchntk": ("torchntk_autograd", "torchntk"),
+}
+RATES = ("torch mm", "torch mm, fast float32", "NumPy matmul")
+
+
+@dataclass
+class Limits:
+    """What a tool may take."""
+
+    seconds: float
+    compile_seconds: float
+    memory_mb: float
+
+
+@dataclass
+class Found:
+    """What was measured of one tool on one case; ``failed`` says why there is nothing."""
+
+    tool: str
+    failed: str | None = None
+    cpu_s: list[float] = field(default_factory=list)
+    wall_s: list[float] = field(default_factory=list)
+    peak_mb: float | None = None
+    first_peak_mb: float | None = None
+    prepared_s: float | None = None
+    error_frobenius: float | None = None
+    error_maximum: float | None = None
+    flops: float | None = None
+    flops_by: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cpu(self) -> float:
+        """Median CPU seconds of a call."""
+        return statistics.median(self.cpu_s)
+
+    @property
+    def wall(self) -> float:
+        """Median wall seconds of a call."""
+        return statistics.median(self.wall_s)
+
+
+class Failed(Exception):  # noqa: N818
+    """A tool's own words, or the limit that it passed."""
+
+
+class Process:
+    """A worker: one tool on one case."""
+
+    def __init__(self, tool: str, module: str, case: Case, folder: Path, device: str, threads: int, limits: Limits,
+                 cores: Sequence[int]) -> None:  # fmt: skip
+        self.limits = limits
+        order = {
+            "tool": tool, "module": module, "case": case.as_json(), "folder": str(folder), "device": device,
+            "threads": threads, "memory_mb": limits.memory_mb,
+        }  # fmt: skip
+        count = str(threads)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count,
+            "XLA_FLAGS": "" if threads > 1 else "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+            "JAX_PLATFORMS": "cpu" if device == "cpu" else "",
+            # What a call frees goes back to the system in all tools, so that peaks are of one call.
+            "MALLOC_TRIM_THRESHOLD_": "33554432",
+        }  # fmt: skip
+        self.log = (folder / f"{module}.log").open("a")
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "kernel_worker.py"), json.dumps(order)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1, env=environment,
+        )  # fmt: skip
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(self.process.pid, cores)
+
+    def ask(self, line: str, seconds: float | None = None) -> dict[str, Any]:
+        """One answer. Raises: Failed: it reports an error, dies, or takes too long (and is ended)."""
+        seconds = self.limits.seconds if seconds is None else seconds
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(line + "\n")
+        except BrokenPipeError:
+            raise Failed("the process has ended") from None
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        if not ready:
+            self.end()
+            raise Failed(f"> {seconds:.0f} s")
+        text = self.process.stdout.readline()
+        if not text:
+            code = self.process.wait()
+            name = signal.Signals(-code).name if code < 0 else f"exit {code}"
+            raise Failed(f"the process ended ({name}), {self.limits.memory_mb / 1000:.0f} GB allowed")
+        answer: dict[str, Any] = json.loads(text)
+        if "error" in answer:
+            raise Failed(kernel_report.reason(answer["error"], self.limits.memory_mb))
+        return answer
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+class Run:
+    """Settings of one run of the benchmark."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.limits = Limits(options.seconds, options.compile_seconds, 1000 * options.memory)
+        available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+        self.cores = available[-options.threads :]
+
+    def start(self, tool: str, module: str, case: Case, folder: Path) -> Process:
+        """A worker."""
+        options = self.options
+        return Process(tool, module, case, folder, options.device, options.threads, self.limits, self.cores)
+
+    def measure(self, case: Case, tools: Sequence[str], *, check: bool = True) -> list[Found]:
+        """All tools on one case."""
+        found = [Found(tool) for tool in tools]
+        with tempfile.TemporaryDirectory() as text:
+            folder = Path(text)
+            kernel_networks.write(case, folder)
+            processes: dict[str, Process] = {}
+            try:
+                reference = self.reference(case, folder) if check else None
+                for one in found:
+                    self.warm_up(one, case, folder, processes, reference)
+                self.rounds(found, processes)
+            finally:
+                for process in processes.values():
+                    process.end()
+        return found
+
+    def reference(self, case: Case, folder: Path) -> Path | None:
+        """The kernel in float64 as a file; None where it could not be had."""
+        process = self.start("reference", "ours", case, folder)
+        try:
+            process.ask("load")
+            process.ask("run", 300)
+            process.ask(f"save {folder / 'reference.npy'}")
+        except Failed as failed:
+            print(f"no reference for {case.name}: {failed}", file=sys.stderr)
+            return None
+        finally:
+            process.end()
+        return folder / "reference.npy"
+
+    def warm_up(self, one: Found, case: Case, folder: Path, processes: dict[str, Process], reference: Path | None
+                ) -> None:  # fmt: skip
+        """Load, call twice, compare; leaves the process running for the rounds."""
+        module, package = TOOLS[one.tool]
+        if importlib.util.find_spec(package) is None:
+            one.failed = "not installed"
+            return
+        process = self.start(one.tool, module, case, folder)
+        try:
+            loaded = process.ask("load", self.limits.compile_seconds)
+            one.versions, one.prepared_s = loaded["versions"], loaded["prepared_s"]
+            first = process.ask("run")
+            one.first_peak_mb = first["peak_mb"]
+            if reference is not None:
+                process.ask(f"save {folder / 'kernel.npy'}")
+                one.error_frobenius, one.error_maximum = kernel_report.errors(folder / "kernel.npy", reference)
+            second = process.ask("run") if first["wall_s"] < 0.25 * self.limits.seconds else first
+            one.peak_mb = second["peak_mb"]
+            if one.tool == "ntkdyn":
+                counted = process.ask("flops")
+                one.flops, one.flops_by = counted["flops"], counted["by"]
+            if second is first:  # too slow to be run again and again: this one call counts
+                one.cpu_s, one.wall_s = [first["cpu_s"]], [first["wall_s"]]
+                process.end()
+            else:
+                processes[one.tool] = process
+        except Failed as failed:
+            one.failed = str(failed)
+            process.end()
+        print(f"  {one.tool}: {one.failed or 'ready'}", file=sys.stderr)
+
+    def rounds(self, found: Sequence[Found], processes: dict[str, Process]) -> None:
+        """Every tool once in each round; slow ones leave when they have had their share of time."""
+        for number in range(self.options.rounds):
+            for one in found:
+                process = processes.get(one.tool)
+                spent = sum(one.wall_s)
+                if process is None or (number >= 3 and spent > self.options.share):
+                    continue
+                try:
+                    answer = process.ask("run")
+                except Failed as failed:
+                    one.failed = str(failed)
+                    process.end()
+                    del processes[one.tool]
+                    continue
+                one.cpu_s.append(answer["cpu_s"])
+                one.wall_s.append(answer["wall_s"])
+
+    def rates(self) -> dict[str, float]:
+        """GFLOP per CPU second in products of 2048 x 2048 matrices, best of the medians."""
+        from peers.matrix_products import FLOPS
+
+        rates: dict[str, float] = {}
+        with tempfile.TemporaryDirectory() as text:
+            for tool in RATES:
+                process = self.start(tool, "matrix_products", CASES["tiny"], Path(text))
+                try:
+                    process.ask("load")
+                    process.ask("run")
+                    times = [process.ask("run")["cpu_s"] for _ in range(7)]
+                    rates[tool] = FLOPS / statistics.median(times) / 1e9
+                except Failed as failed:
+                    print(f"  {tool}: {failed}", file=sys.stderr)
+                finally:
+                    process.end()
+        return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=list(CASES), help="default: all with a goal")
+    parser.add_argument("--tool", action="append", choices=list(TOOLS), help="default: all that are installed")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--activation", choices=["relu", "gate", "prelu"], default="relu", help="gated variants")
+    parser.add_argument("--seconds", type=float, default=60, help="limit of one call")
+    parser.add_argument("--compile-seconds", type=float, default=240, help="limit of loading and compiling")
+    parser.add_argument("--memory", type=float, default=8, help="GB above the level after loading")
+    parser.add_argument("--share", type=float, default=20, help="seconds in a case after which a tool rests")
+    parser.add_argument("--scaling", action="store_true", help="cost against samples, width and depth instead")
+    parser.add_argument("--out", type=Path, default=Path("kernel_benchmark"), help="folder")
+    options = parser.parse_args()
+    run = Run(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processor": kernel_report.processor(), "python": platform.python_version(), "threads": options.threads,
+        "device": options.device, "rounds": options.rounds, "activation": options.activation,
+        "command": " ".join(["kernel.py", *sys.argv[1:]]),
+        "limits": run.limits.__dict__, "rates": run.rates(), "cases": [],
+    }  # fmt: skip
+    tools = options.tool or list(TOOLS)
+    for name in options.case or GOALS:
+        case = replace(CASES[name], activation=options.activation)
+        print(f"{case.title}, {options.activation}", file=sys.stderr)
+        start = time.perf_counter()
+        found = run.measure(case, tools)
+        report["cases"].append({"case": case.as_json(), "seconds": time.perf_counter() - start,
+                                "tools": [one.__dict__ for one in found]})  # fmt: skip
+        (options.out / "kernel.json").write_text(json.dumps(report, indent=1))
+        (options.out / "kernel.md").write_text(kernel_report.markdown(report))
+    print(kernel_report.markdown(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What the kernel's benchmark found, as Markdown and figures: numbers in, text out."""
+
+from __future__ import annotations
+
+import platform
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def processor() -> str:
+    """Model name of the processor, where the system tells, with family and model, because clouds shorten the name."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    fields = dict(reversed([(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]))
+    if "model name" not in fields:
+        return platform.processor() or "unknown"
+    wide = "AVX512" if "avx512f" in fields.get("flags", "") else "no AVX512"
+    return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']}, {wide})"
+
+
+def reason(text: str, memory_mb: float) -> str:
+    """A tool's error in a few words."""
+    asked = re.search(r"(?:allocate|allocating) (\d+) bytes", text)
+    if asked or "MemoryError" in text or "bad_alloc" in text or "out of memory" in text.lower():
+        size = f", asks for {int(asked[1]) / 1e9:.1f} GB at once" if asked else ""
+        return f"> {memory_mb / 1000:.0f} GB{size}"
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def errors(found: Path, reference: Path) -> tuple[float, float]:
+    """Relative errors |K - R|_F / |R|_F and max|K - R| / max|R|, block by block of rows."""
+    kernel, exact = np.load(found, mmap_mode="r"), np.load(reference, mmap_mode="r")
+    if kernel.shape != exact.shape:
+        return float("nan"), float("nan")
+    square = norm = largest = size = 0.0
+    for start in range(0, len(exact), 64):
+        right = np.asarray(exact[start : start + 64], dtype=np.float64)
+        difference = kernel[start : start + 64] - right
+        square += float((difference**2).sum())
+        norm += float((right**2).sum())
+        largest = max(largest, float(np.abs(difference).max()))
+        size = max(size, float(np.abs(right).max()))
+    return (square / norm) ** 0.5, largest / size
+
+
+def _cpu(tool: dict[str, Any]) -> float:
+    return statistics.median(tool["cpu_s"])
+
+
+def _cell(tool: dict[str, Any]) -> str:
+    if tool["failed"]:
+        return tool["failed"]
+    return f"{_cpu(tool):.3g} ({tool['peak_mb']:.0f})"
+
+
+def exact(tool: dict[str, Any]) -> bool:
+    """Whether a tool's kernel is that of the reference, in float32."""
+    return tool["error_frobenius"] is None or tool["error_frobenius"] < 1e-3
+
+
+def fastest(tools: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The fastest peer that computes the right kernel."""
+    peers = [tool for tool in tools if tool["tool"] != "ntkdyn" and not tool["failed"] and exact(tool)]
+    return min(peers, key=_cpu, default=None)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table of goals, then every tool on every case."""
+    best = max(report["rates"].values(), default=float("nan"))
+    versions: dict[str, str] = {}
+    for case in report["cases"]:
+        for tool in case["tools"]:
+            versions |= tool["versions"]
+    lines = [
+        f"{report['date']}, {report['processor']}, {report['threads']} thread(s), {report['device']}, float32, "
+        f"{report['activation']} networks, 10 outputs; median CPU seconds of {report['rounds']} interleaved rounds "
+        f"(peak MB). {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}. Matrix products, "
+        f"GFLOP/s: {', '.join(f'{name} {rate:.0f}' for name, rate in report['rates'].items())}.",
+        "",
+        "| case | ntkdyn | fastest peer | ratio | goal | memory | GFLOP | share of peak | error |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_goal_row(case, best) for case in report["cases"]]
+    names = [tool["tool"] for tool in report["cases"][0]["tools"]] if report["cases"] else []
+    lines += ["", f"| case | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for case in report["cases"]:
+        lines.append(f"| {case['case']['title']} | {' | '.join(_cell(tool) for tool in case['tools'])} |")
+    lines += ["", "Errors against float64, Frobenius / largest entry:", ""]
+    lines += [f"| case | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for case in report["cases"]:
+        lines.append(f"| {case['case']['title']} | {' | '.join(_error(tool) for tool in case['tools'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _error(tool: dict[str, Any]) -> str:
+    if tool["failed"] or tool["error_frobenius"] is None:
+        return "-"
+    return f"{tool['error_frobenius']:.0e} / {tool['error_maximum']:.0e}"
+
+
+def _goal_row(entry: dict[str, Any], best: float) -> str:
+    case, tools = entry["case"], entry["tools"]
+    ours = next((tool for tool in tools if tool["tool"] == "ntkdyn"), None)
+    peer = fastest(tools)
+    own = _cell(ours) if ours else "-"
+    other = f"{peer['tool']} {_cell(peer)}" if peer else "-"
+    ratio = memory = work = share = error = "-"
+    if ours and not ours["failed"]:
+        error = f"{ours['error_frobenius']:.0e}" if ours["error_frobenius"] is not None else "-"
+        if ours["flops"]:
+            work = f"{ours['flops'] / 1e9:.1f}"
+            share = f"{ours['flops'] / 1e9 / _cpu(ours) / best:.0%}"
+        if peer:
+            ratio = f"{_cpu(peer) / _cpu(ours):.2f}x"
+            memory = "less" if ours["peak_mb"] <= peer["peak_mb"] else "more"
+    goal = f"{case['goal']:g}x" if case["goal"] else "-"
+    return f"| {case['title']} | {own} | {other} | {ratio} | {goal} | {memory} | {work} | {share} | {error} |"
