@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, jacrev, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from ntkdyn.conversion import gate_network
@@ -119,6 +122,111 @@ def test_exact_under_vmap(samples: int) -> None:
         found = vmap(transform(f), (None, 0))(parameters, x)
         for key, block in zip(parameters, expected, strict=True):
             torch.testing.assert_close(found[key].flatten(0, 1), block)
+
+
+SLOPES = [0.0, 0.3, 1.0, -0.5]
+
+
+def formula(inputs: Tensor, slope: Tensor) -> Tensor:
+    """What a Gate is, put together by autograd; its derivatives at exactly 0 are the slope in every mode."""
+    return torch.relu(inputs) + slope * inputs.clamp_max(0)
+
+
+def gated(inputs: Tensor, slope: Tensor) -> Tensor:
+    return functional_call(Gate(4), {"slope": slope}, (inputs,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_of_values_and_derivatives(dtype: torch.dtype) -> None:
+    x = torch.tensor([[*EDGES, math.nan]]).repeat(4, 7).T.contiguous().to(dtype).requires_grad_()
+    slope = torch.tensor(SLOPES, dtype=dtype)
+    # Not formula(): an addcmul rounds once, so that a product that is less than half the least number keeps its sign.
+    found, expected = gated(x, slope), torch.addcmul(torch.relu(x), x.clamp_max(0), slope)
+    assert torch.equal(bits(found), bits(expected))
+    torch.testing.assert_close(found, formula(x, slope), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(bits(vmap(gated, (1, None), 1)(x[:, None], slope)[:, 0]), bits(expected))
+    for value in (found, expected):
+        (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+        assert torch.equal(gradient, torch.where(x <= 0, slope, 1.0))
+
+
+def zeros_among_numbers(*shape: int) -> Tensor:
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[0], x[1, 0] = 0.0, -0.0
+    return x
+
+
+def forward_mode(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, slope: Tensor) -> list[Tensor]:
+    with forward_ad.dual_level():
+        of_inputs = function(forward_ad.make_dual(x, torch.ones_like(x)), slope)
+        of_slope = function(x, forward_ad.make_dual(slope, torch.ones_like(slope)))
+        return [forward_ad.unpack_dual(value).tangent for value in (of_inputs, of_slope)]
+
+
+def batched_gradients(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, slope: Tensor) -> list[Tensor]:
+    leaves = (x.clone().requires_grad_(), slope.clone().requires_grad_())
+    seeds = torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)
+    return list(torch.autograd.grad(function(*leaves), leaves, seeds, is_grads_batched=True))
+
+
+def second_derivatives(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, slope: Tensor) -> list[Tensor]:
+    leaves = (x.clone().requires_grad_(), slope.clone().requires_grad_())
+    upstream = torch.full_like(x, 0.7, requires_grad=True)
+    first = torch.autograd.grad(function(*leaves), leaves, upstream, create_graph=True)
+    return list(torch.autograd.grad(sum((one**2).sum() for one in first), (*leaves, upstream)))
+
+
+def forward_over_reverse(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, slope: Tensor) -> list[Tensor]:
+    def gradient(x: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.grad(lambda *leaves: (function(*leaves) ** 2).sum(), (0, 1))(x, slope)
+
+    return list(jvp(gradient, (x, slope), (torch.ones_like(x), torch.ones_like(slope)))[1])
+
+
+@pytest.mark.parametrize("mode", [forward_mode, batched_gradients, second_derivatives, forward_over_reverse])
+def test_derivatives_where_prelu_is_wrong(mode: Callable[..., list[Tensor]]) -> None:
+    # torch 2.13: second derivatives and forward mode of torch.prelu take 1 for the slope at exactly 0.
+    x, slope = zeros_among_numbers(5, 4), torch.tensor(SLOPES, dtype=torch.float64)
+    for found, expected in zip(mode(gated, x, slope), mode(formula, x, slope), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("outer", [jacrev, jacfwd])
+@pytest.mark.parametrize("inner", [jacrev, jacfwd])
+@pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0)])
+def test_nested_transforms(outer: Callable[..., object], inner: Callable[..., object], dims: tuple[int, int]) -> None:
+    x, slope = zeros_among_numbers(3, 1, 4), torch.tensor(SLOPES, dtype=torch.float64).repeat(3, 1)
+    arguments = [value if dim == 0 else value[0] for value, dim in zip((x, slope), dims, strict=True)]
+
+    def derivatives(function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        second = vmap(outer(inner(lambda *leaves: function(*leaves) ** 2, (0, 1)), (0, 1)), dims)
+        return [block for row in second(*arguments) for block in row]
+
+    for found, expected in zip(derivatives(gated), derivatives(formula), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("wanted", ["inputs", "slope"])
+def test_gradient_of_one_argument_only(wanted: str) -> None:
+    x, slope = zeros_among_numbers(5, 4, 3), torch.tensor(SLOPES, dtype=torch.float64)
+    leaf = (x if wanted == "inputs" else slope).requires_grad_()
+    found = torch.autograd.grad(gated(x, slope).square().sum(), leaf)
+    expected = torch.autograd.grad(formula(x, slope[:, None]).square().sum(), leaf)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("frozen_too", [False, True])
+def test_compiled_and_traced_training(frozen_too: bool) -> None:
+    model, x = network(torch.float32), torch.randn(4, 3)
+    if frozen_too:
+        gates(model)["1"].freeze(torch.tensor([True, False, False, True]))
+    expected = torch.autograd.grad(model(x).square().sum(), tuple(model.parameters()))
+    traced = [torch.compile(model, backend="aot_eager", fullgraph=True), torch.jit.trace(model, x)]
+    for other in traced:
+        found = torch.autograd.grad(other(x).square().sum(), tuple(model.parameters()))
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(make_fx(model)(x)(x), model(x))
 
 
 def test_compiles_without_graph_breaks() -> None:

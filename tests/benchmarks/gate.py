@@ -45,22 +45,22 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def medians(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Median milliseconds of each; interleaved, so that all meet the same state of the machine."""
+def milliseconds(steps: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """CPU milliseconds of each round; interleaved, so that all meet the same state of the machine."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(ROUNDS + 5):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
             if round_ >= 5:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+                times[name].append(1e3 * (time.process_time() - start))
+    return times
 
 
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print("| layer | Gate, ms | nn.PReLU, ms | ratio (goal 1.15) |")
+    print("| layer | Gate, CPU ms | nn.PReLU, CPU ms | ratio (goal 1.15) |")
     print("|---|---|---|---|")
     for name, (make, shape, channels) in LAYERS.items():
         inputs = torch.randn(shape, requires_grad=True)
@@ -69,10 +69,12 @@ def main() -> None:
             "Gate": nn.Sequential(layer, Gate(channels, slope=0.25)),
             "PReLU": nn.Sequential(layer, nn.PReLU(channels)),
         }
-        found = medians({key: training_step(gated, inputs) for key, gated in activations.items()})
-        gate, prelu = found["Gate"], found["PReLU"]
-        print(f"| {name}, float32 | {gate:.2f} | {prelu:.2f} | {gate / prelu:.2f} |")
-    print(f"\none thread of {processor()}, torch {torch.__version__}, median of {ROUNDS} interleaved rounds")
+        found = milliseconds({key: training_step(gated, inputs) for key, gated in activations.items()})
+        gate, prelu = (statistics.median(found[key]) for key in activations)
+        # Of each round: both halves of a round meet the same load of the machine.
+        ratio = statistics.median(one / other for one, other in zip(*found.values(), strict=True))
+        print(f"| {name}, float32 | {gate:.2f} | {prelu:.2f} | {ratio:.2f} |")
+    print(f"\none thread of {processor()}, torch {torch.__version__}, CPU time, medians of {ROUNDS} interleaved rounds")
 
 
 if __name__ == "__main__":
