@@ -33,6 +33,7 @@ def _apply_gate(inputs: Tensor, slope: Tensor, frozen: Tensor, dim: int, channel
     effective = effective.view(-1, *[1] * (inputs.dim() - 1 - axis))
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if tracing or torch.compiler.is_compiling() or _wrapped(inputs) or _wrapped(effective):
+        # Compilers and torch.jit take no Function with a jvp, transforms none that writes in place.
         # Not torch.where: slower, and not bitwise ReLU at -0.0.
         return torch.addcmul(torch.relu(inputs), inputs.clamp_max(0), effective)
     result: Tensor = _Sloped.apply(inputs, effective)  # type: ignore[no-untyped-call]
@@ -80,7 +81,8 @@ class _Sloped(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, of_inputs: Tensor, of_slope: Tensor) -> Tensor:
         inputs, slope = ctx.saved_tensors
-        return torch.where(inputs <= 0, slope, 1.0) * of_inputs + inputs.clamp_max(0) * of_slope
+        result: Tensor = torch.where(inputs <= 0, slope, 1.0) * of_inputs + inputs.clamp_max(0) * of_slope
+        return result
 
 
 # One node in a traced graph: the axis arithmetic above needs the number of dimensions, which tracing does not know.
