@@ -21,6 +21,7 @@ _HOMES = {
     "datasets": ("probe_batch",),
     "results": ("Run", "Sweep"),
     "schedule": ("Schedule", "at_epochs", "at_steps", "every", "log_spaced", "paired"),
+    "theory": ("infinite_width_nngp", "infinite_width_ntk"),
     "errors": ("NtkdynError",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from .schedule import every as every
     from .schedule import log_spaced as log_spaced
     from .schedule import paired as paired
+    from .theory import infinite_width_nngp as infinite_width_nngp
+    from .theory import infinite_width_ntk as infinite_width_ntk
 
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 

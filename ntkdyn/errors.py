@@ -78,3 +78,7 @@ class UntrustedFile(NtkdynError, PermissionError):
 
 class DivergedTraining(NtkdynError, ArithmeticError):
     """The training loss is not finite any more."""
+
+
+class MissingPackage(NtkdynError, ImportError):
+    """An optional package cannot be imported; the message holds the command that installs it."""

@@ -20,7 +20,7 @@ FLOORS = {
     "probe": 1, "gates": 1, "schedule": 1, "clone": 1, "conversion": 1,
     "call_sites": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
-    "linearization": 3, "plugins": 3, "checkpoint": 3,
+    "linearization": 3, "plugins": 3, "checkpoint": 3, "theory": 3,
     "probes": 4, "recorder": 4, "experiment": 4, "plots": 4,
     "results": 5, "studies": 5, "report": 5, "sweep": 5,
     "commands": 6, "cli": 6, "experiments": 6,
@@ -37,6 +37,7 @@ THIRD_PARTY = {
     "matplotlib": {"plots", "studies", "report", "results"},
     "sklearn": {"datasets"},
     "jax": {"theory"},
+    "neural_tangents": {"theory"},
 }
 
 
