@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "kernel": ("Projection", "SummedOutputs", "empirical_ntk"),
+    "kernel.sharded": ("sharded_ntk",),
+    "store.tiles": ("TileWriter",),
+    "store.tile_reader": ("TiledKernel",),
     "conversion": ("gate_network",),
     "gates": ("Gate", "slopes", "nonlinear_units", "slope_penalty", "freeze_linear"),
     "linearization": ("Linearizer",),
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from .kernel import Projection as Projection
     from .kernel import SummedOutputs as SummedOutputs
     from .kernel import empirical_ntk as empirical_ntk
+    from .kernel.sharded import sharded_ntk as sharded_ntk
     from .linearization import Linearizer as Linearizer
     from .paths import PathLengths as PathLengths
     from .paths import average_path_length as average_path_length
@@ -56,6 +60,8 @@ if TYPE_CHECKING:
     from .schedule import every as every
     from .schedule import log_spaced as log_spaced
     from .schedule import paired as paired
+    from .store.tile_reader import TiledKernel as TiledKernel
+    from .store.tiles import TileWriter as TileWriter
     from .theory import infinite_width_nngp as infinite_width_nngp
     from .theory import infinite_width_ntk as infinite_width_ntk
 

@@ -80,5 +80,9 @@ class DivergedTraining(NtkdynError, ArithmeticError):
     """The training loss is not finite any more."""
 
 
+class ProcessFailure(NtkdynError, RuntimeError):
+    """Another process of a distributed computation failed, ended or does not answer."""
+
+
 class MissingPackage(NtkdynError, ImportError):
     """An optional package cannot be imported; the message holds the command that installs it."""
