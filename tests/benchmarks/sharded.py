@@ -161,9 +161,7 @@ def main() -> None:
         row, digest = measured(options, processes)
         first = first or digest
         print(f"{row} | {'equal' if digest == first else 'DIFFERENT'} |", flush=True)
-    scale = 1 if sys.platform == "darwin" else 1024
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * scale
-    print(f"\ntorch {torch.__version__}; largest of all processes started: {largest / MIB:.0f} MiB (getrusage)")
+    print(f"\ntorch {torch.__version__}")
 
 
 if __name__ == "__main__":

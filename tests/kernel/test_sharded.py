@@ -115,8 +115,8 @@ def test_further_arguments_reach_the_engine() -> None:
 
 def test_default_tile() -> None:
     assert sharded._default_tile(4) == 1024
-    assert sharded._default_tile(400) == 409
-    assert 409**2 * 400 <= 64 * 2**20 < 410**2 * 400
+    assert sharded._default_tile(400) == 579
+    assert 579**2 * 400 <= 128 * 2**20 < 580**2 * 400
     assert sharded._default_tile(10**9) == 1
     sink = Memory()
     sharded.sharded_ntk(network(), samples(5), sink=sink)
