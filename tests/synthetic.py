@@ -122,6 +122,20 @@ def run(
     return Run(name, arrays, dict(config or {}), seed, {}, manifest, steps_per_epoch)
 
 
+def widths_run(name: str = "widths", *, seed: int = 0, samples: int = 10) -> Run:
+    """Kernels of three widths, five initializations each, around an analytic one; relative spread 2 width^-1/2."""
+    generator = np.random.default_rng(seed)
+    widths, analytic = np.array([16, 64, 256]), kernels(generator, 1, samples)[0]
+    noise = generator.standard_normal((3, 5, 1, 1)) * 2 / np.sqrt(widths)[:, None, None, None]
+    arrays = {
+        "widths/step": np.array([0]),
+        "widths/hidden_units": widths[None],
+        "widths/kernel": (analytic * (1 + noise))[None],
+        "widths/analytic": np.stack([analytic] * 3)[None],
+    }
+    return Run(name, arrays, seed=seed, manifest={"experiment": "width-scaling", "status": "finished"})
+
+
 @dataclass
 class Sweep:
     """A sweep in memory."""

@@ -40,7 +40,7 @@ def sweep(synthetic: ModuleType) -> Any:
 def test_the_house_brings_all_its_studies() -> None:
     assert set(STUDIES) >= {
         "advantage", "cka", "controls", "drift-gap", "gates", "kernel-distance", "kernel-velocity", "learning-curve",
-        "path-length", "reference-levels", "spectrum", "target-alignment", "units",
+        "path-length", "reference-levels", "spectrum", "target-alignment", "units", "width-scaling",
     }  # fmt: skip
 
 
@@ -52,11 +52,12 @@ def test_every_study(name: str, synthetic: ModuleType, sweep: Any) -> None:
     assert study.title
     assert study.reading.endswith(".")
     assert study.scope in ("run", "sweep")
-    sources = (
-        {"seed 0": synthetic.run(seed=0, moving=True), "seed 1": synthetic.run(seed=1, moving=True)}
-        if study.scope == "run"
-        else {"sweep": sweep}
-    )
+    if name == "width-scaling":
+        sources = {"seed 0": synthetic.widths_run(seed=0), "seed 1": synthetic.widths_run(seed=1)}
+    elif study.scope == "run":
+        sources = {"seed 0": synthetic.run(seed=0, moving=True), "seed 1": synthetic.run(seed=1, moving=True)}
+    else:
+        sources = {"sweep": sweep}
     datasets = {}
     for label, source in sources.items():
         assert study.unavailable(source) is None
@@ -94,7 +95,11 @@ def test_a_run_without_what_is_needed_says_so_in_one_line(name: str, synthetic: 
     assert "\n" not in reason
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if load_study(name).scope == "run"])
+# Nothing happens over time in width-scaling.
+OVER_TIME = [name for name in STUDIES if load_study(name).scope == "run" and name != "width-scaling"]
+
+
+@pytest.mark.parametrize("name", OVER_TIME)
 def test_one_unnamed_set_and_no_epochs(name: str, synthetic: ModuleType) -> None:
     study = load_study(name)
     source = synthetic.run(sets=("",), steps_per_epoch=None)

@@ -38,6 +38,7 @@ _HOMES = {
         "settle_step",
         "unpack_pattern",
     ),
+    "scaling": ("WidthExponent", "kernel_deviation", "kernel_spread", "width_exponent"),
     "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -69,6 +70,10 @@ if TYPE_CHECKING:
     from .gating import gate_hamming as gate_hamming
     from .gating import settle_step as settle_step
     from .gating import unpack_pattern as unpack_pattern
+    from .scaling import WidthExponent as WidthExponent
+    from .scaling import kernel_deviation as kernel_deviation
+    from .scaling import kernel_spread as kernel_spread
+    from .scaling import width_exponent as width_exponent
     from .spectrum import PowerLaw as PowerLaw
     from .spectrum import condition_number as condition_number
     from .spectrum import effective_rank as effective_rank
