@@ -2,267 +2,186 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedLayer
-from .contraction import Factors, Jacobian, Rows, product
-from .interception import Call, Interception
-from .problem import Problem, gradients
-from .rules import Contribution, Site
-
-# Bytes of output gradients that are held at a time where outputs can be taken in sequence.
-_HELD = 2**25
-# The same where plain autograd fills in: there each part runs every sample through the network again.
-_HELD_WITH_REST = 2**28
-
-# From [.., N, ..] to samples first, and nothing else.
-Arrangement = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class _Use:
-    """One recognized call, ready to turn output gradients into per-sample gradients of its parameters."""
-
-    call: Call
-    arrange: Arrangement
-    contributions: Mapping[str, Contribution]
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One run of the network: its outputs [N, C] with their graph, and where the wanted parameters were used."""
-
-    outputs: Tensor
-    uses: Sequence[_Use]
-    rest: Sequence[str]
-    excluded: frozenset[int] | None
+from .accumulator import Accumulator
+from .contraction import contract, inner_products
+from .planning import Head, Plan, planned
+from .problem import Problem
+from .sides import Side, make_side
+from .tracing import refuse_coupling
 
 
 def blocks(problem: Problem) -> dict[str, Tensor]:
     """Blocks of the kernel by key; exact for every network, whichever layers it is made of."""
-    first = _prepare(problem, 0)
-    second = first if problem.inputs_2 is None else _prepare(problem, 1)
-    count = problem.outputs
-    full = problem.combine == "full"
+    plan = planned(problem)
+    if plan.trace.unreached:
+        names = ", ".join(map(repr, plan.trace.unreached))
+        warnings.warn(f"parameters {names} do not reach the outputs; their kernel is zero", stacklevel=3)
+    found = _accumulated(problem, plan)
+    if found is None:
+        # Other samples take another way through the network: run them all at once, and look at that run.
+        found = _accumulated(problem, planned(problem, uniform=False))
+    assert found is not None
+    return found
+
+
+def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
+    """None where the network does something else for some samples than for others."""
+    symmetric = problem.inputs_2 is None
+    result = {key: _zeros(problem, plan) for key in problem.keys.values()}
+    tiles, tiles_2 = plan.tiles(problem.sizes[0]), plan.tiles(problem.sizes[1])
+    by_direction = plan.by_direction and len(tiles) == len(tiles_2) == 1
+    features: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+    for group in plan.groups:
+        for start in range(0, plan.seeds.count, plan.chunk):
+            chosen = range(start, min(start + plan.chunk, plan.seeds.count))
+            for row, samples in enumerate(tiles):
+                first = _side(problem, plan, 0, samples, group, chosen, features[0])
+                if first is None:
+                    return None
+                columns = range(row, len(tiles)) if symmetric else range(len(tiles_2))
+                for column in columns:
+                    same = symmetric and column == row
+                    others = tiles_2[column]
+                    second = first if same else _side(problem, plan, 1, others, group, chosen, features[1])
+                    if second is None:
+                        return None
+                    targets = {
+                        key: Accumulator(
+                            plan.combine,
+                            _part(plan, block, samples, others, chosen),
+                            symmetric=same,
+                            by_direction=by_direction,
+                        )
+                        for key, block in result.items()
+                    }
+                    contract(
+                        first,
+                        second,
+                        group,
+                        {name: targets[problem.keys[name]] for name in group},
+                        problem.scales,
+                        extent=plan.extent(problem),
+                        release=not same or len(columns) == 1,
+                    )
+    if symmetric:
+        for block in result.values():
+            _mirror(plan, block, tiles, by_direction)
+    if plan.head is not None:
+        inputs = torch.cat([features[0][one.start] for one in tiles])
+        inputs_2 = inputs if symmetric else torch.cat([features[1][one.start] for one in tiles_2])
+        result = {key: _from_features(problem, plan.head, block) for key, block in result.items()}
+        _add_head(problem, plan.head, result, inputs, inputs_2)
+    return {key: block.permute(0, 2, 1, 3) for key, block in result.items()} if problem.combine == "full" else result
+
+
+def _zeros(problem: Problem, plan: Plan) -> Tensor:
     size, size_2 = problem.sizes
-    shape = {"trace": (size, size_2), "each": (count, size, size_2), "full": (count, size, count, size_2)}
-    result = {
-        key: first.outputs.new_zeros(shape[problem.combine], dtype=problem.dtype) for key in problem.keys.values()
-    }
-    chunk = count if full else _outputs_at_a_time(problem, (first, second))
-    for start in range(0, count, chunk):
-        chosen = range(start, min(start + chunk, count))
-        jacobians = _jacobians(problem, 0, first, chosen)
-        jacobians_2 = jacobians if second is first else _jacobians(problem, 1, second, chosen)
-        for name, key in problem.keys.items():
-            if name not in jacobians or name not in jacobians_2:
-                continue
-            jacobian = jacobians[name]()
-            jacobian_2 = jacobian if second is first else jacobians_2[name]()
-            block = product(jacobian, jacobian_2, full)
-            if problem.combine == "trace":
-                result[key] += block.sum(0)
-            elif problem.combine == "each":
-                result[key][start : start + len(chosen)] += block
-            else:
-                result[key] += block
-    return {key: block.permute(1, 3, 0, 2) for key, block in result.items()} if full else result
+    count = plan.seeds.count
+    like = plan.outputs
+    if plan.combine == "trace":
+        return like.new_zeros(size, size_2, dtype=problem.dtype)
+    if plan.combine == "each":
+        return like.new_zeros(count, size, size_2, dtype=problem.dtype)
+    if plan.by_direction and plan.tile >= max(problem.sizes):
+        return like.new_zeros(count, size, count, size_2, dtype=problem.dtype).permute(1, 0, 3, 2)
+    return like.new_zeros(size, count, size_2, count, dtype=problem.dtype)
 
 
-def _outputs_at_a_time(problem: Problem, sides: tuple[_Side, _Side]) -> int:
-    numbers = 1
-    for side, size in zip(sides, problem.sizes, strict=True):
-        for use in side.uses:
-            parameters = sum(problem.parameters[name].numel() for name in use.call.names.values())
-            numbers += max(use.call.shape.numel(), size * parameters if len(use.call.shape) > 2 else 0)
-        numbers += size * sum(problem.parameters[name].numel() for name in side.rest)
-    held = _HELD_WITH_REST if any(side.rest for side in sides) else _HELD
-    return max(1, min(problem.outputs, held // (numbers * problem.dtype.itemsize)))
+def _side(
+    problem: Problem,
+    plan: Plan,
+    number: int,
+    samples: slice,
+    group: Sequence[str],
+    chosen: range,
+    features: dict[int, Tensor],
+) -> Side | None:
+    # The symmetric kernel has one input, whichever side asks.
+    number = 0 if problem.inputs_2 is None else number
+    head = None if plan.head is None else plan.head.index
+    side = make_side(
+        problem,
+        number,
+        samples,
+        plan.trace,
+        wanted=frozenset(group),
+        seeds=plan.seeds,
+        chosen=chosen,
+        strip=plan.strip,
+        head=head,
+    )
+    if side is None:
+        return None
+    if side.head_input is not None:
+        features[samples.start] = side.head_input
+    if number == plan.trace.side:
+        _compare_with_few(problem, plan, samples, side)
+    return side
 
 
-def _prepare(problem: Problem, side: int) -> _Side:
-    """Run the network until every recognized call is one in which samples can be told apart."""
-    size = problem.sizes[side]
-    excluded: frozenset[int] | None = None if problem.train_mode else frozenset()
-    while True:
-        interception = Interception(problem, excluded)
-        with interception.modules():
-            outputs = problem.run(side, interception)
-        if interception.differentiates and excluded is not None:
-            excluded = None
-            continue
-        arrangements, rest = _tell_samples_apart(problem, outputs, interception.calls, size)
-        lost = [call.number for call, arrangement in arrangements if arrangement is None]
-        if lost:
-            excluded = (excluded or frozenset()) | frozenset(lost)
-            continue
-        if not arrangements and not rest:
-            problem.refuse_foreign_outputs(outputs)
-        uses = [_use(call, arrange) for call, arrange in arrangements if arrange is not None]
-        return _Side(outputs, uses, rest, excluded)
+def _compare_with_few(problem: Problem, plan: Plan, samples: slice, side: Side) -> None:
+    """Samples of the trial run must have the same outputs here."""
+    places = range(problem.sizes[plan.trace.side])[plan.trace.samples]
+    inside = [(position, place) for position, place in enumerate(places) if samples.start <= place < samples.stop]
+    if not inside or side.outputs is None:
+        return
+    first, last = inside[0], inside[-1]
+    alone = plan.outputs[first[0] : last[0] + 1]
+    step = plan.trace.samples.step or 1
+    together = side.outputs[first[1] - samples.start : last[1] - samples.start + 1 : step]
+    refuse_coupling(problem, plan.trace.side, plan.trace.samples, alone, together)
 
 
-def _use(call: Call, arrange: Arrangement) -> _Use:
-    if call.input._version != call.version:
-        names = ", ".join(map(repr, call.names.values()))
-        raise UnsupportedLayer(
-            f"layer {call.layer!r} ({call.rule.target.__name__}): its input is changed in place after the call, and "
-            f"the gradient of {names} needs it; remove the in-place operation"
+def _part(plan: Plan, block: Tensor, samples: slice, others: slice, chosen: range) -> Tensor:
+    if plan.combine == "trace":
+        return block[samples, others]
+    if plan.combine == "each":
+        return block[chosen.start : chosen.stop, samples, others]
+    return block[samples, :, others]
+
+
+def _mirror(plan: Plan, block: Tensor, tiles: Sequence[slice], by_direction: bool) -> None:
+    """Fill the lower triangle: within tiles on the diagonal, and tile by tile below it."""
+    whole = range(plan.seeds.count)
+    for row, samples in enumerate(tiles):
+        part = _part(plan, block, samples, samples, whole)
+        Accumulator(plan.combine, part, symmetric=True, by_direction=by_direction).finish()
+        for others in tiles[row + 1 :]:
+            upper = _part(plan, block, samples, others, whole)
+            lower = _part(plan, block, others, samples, whole)
+            lower.copy_(upper.permute(2, 3, 0, 1) if plan.combine == "full" else upper.mT)
+
+
+def _from_features(problem: Problem, head: Head, block: Tensor) -> Tensor:
+    """Kernel of the outputs from that of the last layer's input: W K Wᵀ."""
+    if not head.from_features or problem.combine == "trace":
+        return block
+    weight = head.weight.to(problem.dtype)
+    width = weight.shape[1]
+    split = torch.unflatten(torch.unflatten(block, 3, (-1, width)), 1, (-1, width))
+    if problem.combine == "each":
+        own = split.diagonal(dim1=1, dim2=4)  # [N1, d, N2, d, T]
+        return torch.einsum("nimjt,ci,cj->tcnm", own, weight, weight).flatten(0, 1)
+    return torch.einsum("ntimsj,ci,ej->ntcmse", split, weight, weight).flatten(4, 5).flatten(1, 2)
+
+
+def _add_head(problem: Problem, head: Head, result: dict[str, Tensor], inputs: Tensor, inputs_2: Tensor) -> None:
+    """Add the last layer's own kernel, (a_t · b_t' + 1) for each output channel with itself."""
+    channels = len(head.weight)
+    right, right_2 = (one.to(problem.dtype).reshape(len(one), -1, one.shape[-1]) for one in (inputs, inputs_2))
+    for role, name in head.names.items():
+        scale = problem.scales.get(name, 1.0)
+        assert not isinstance(scale, Tensor)
+        if role == "weight":
+            features = inner_products(right, right_2).mul_(scale)
+        else:
+            features = right.new_full((len(right), right.shape[1], len(right_2), right_2.shape[1]), scale)
+        Accumulator(problem.combine, result[problem.keys[name]], symmetric=False, by_direction=True).add_identity(
+            features, channels
         )
-    site = Site(input=arrange(call.input), arguments=call.arguments)
-    return _Use(call, arrange, call.rule.gradient(site))
-
-
-def _tell_samples_apart(
-    problem: Problem, outputs: Tensor, calls: Sequence[Call], size: int
-) -> tuple[list[tuple[Call, Arrangement | None]], list[str]]:
-    """Calls that reach the outputs, each with its axis of samples (None: it has none); parameters left in the graph.
-
-    The shape alone does not tell: in [T, N, d] with T = N the first axis holds positions, and a layer that mixes
-    samples has none. So the outputs of two disjoint sets of samples are differentiated, and each may reach only its
-    own entries of the axis.
-    """
-    # Thue-Morse sequence: separates neighbors, halves and even from odd samples.
-    member = torch.tensor([n.bit_count() % 2 == 1 for n in range(size)], device=outputs.device)
-    # Generic weights, because outputs that sum to a constant (softmax) have no gradient of their sum.
-    weights = torch.linspace(1.0, 2.0, outputs.shape[1] + 2, dtype=outputs.dtype, device=outputs.device)[1:-1].sqrt()
-    names, leaves = list(problem.parameters), list(problem.parameters.values())
-    edges = [call.edge for call in calls]
-    seeds = [mask.to(outputs.dtype)[:, None] * weights for mask in (~member, member)]
-    reached = gradients(outputs, [*edges, *leaves], seeds[0])
-    rest = [name for name, gradient in zip(names, reached[len(edges) :], strict=True) if gradient is not None]
-    reached_2 = gradients(outputs, edges, seeds[1]) if edges else ()
-    found: list[tuple[Call, Arrangement | None]] = []
-    for call, gradient, gradient_2 in zip(calls, reached[: len(edges)], reached_2, strict=True):
-        if gradient is None or gradient_2 is None:
-            continue
-        fitting = (
-            candidate
-            for candidate in _candidates(call, size)
-            if not _by_sample(candidate(gradient), size)[member].any()
-            and not _by_sample(candidate(gradient_2), size)[~member].any()
-        )
-        found.append((call, next(fitting, None)))
-    return found, rest
-
-
-def _candidates(call: Call, size: int) -> Iterator[Arrangement]:
-    for axis in range(call.rule.leading(call.arguments)):
-        length = call.shape[axis]
-        if length == size or (axis == 0 and length % size == 0):
-            yield _arrangement(size, axis, length, sample_major=True)
-            if length != size:
-                yield _arrangement(size, axis, length, sample_major=False)
-
-
-def _by_sample(tensor: Tensor, size: int) -> Tensor:
-    return tensor.reshape(size, -1)
-
-
-def _arrangement(size: int, axis: int, length: int, sample_major: bool) -> Arrangement:
-    """Bring axis to the front with all entries of a sample side by side: [N · F, ...]."""
-
-    def arrange(tensor: Tensor) -> Tensor:
-        tensor = tensor.movedim(axis, 0)
-        if sample_major or length == size:
-            return tensor
-        return tensor.reshape(length // size, size, *tensor.shape[1:]).transpose(0, 1).flatten(0, 1)
-
-    return arrange
-
-
-def _jacobians(problem: Problem, number: int, side: _Side, chosen: range) -> dict[str, Callable[[], Jacobian]]:
-    """Per-sample gradients of the chosen outputs for every parameter that is used, made when asked for."""
-    size = len(side.outputs)
-    edges = [use.call.edge for use in side.uses]
-    by_output: list[tuple[Tensor | None, ...]] = []
-    for output in chosen:
-        seed = torch.zeros_like(side.outputs)
-        seed[:, output] = 1.0
-        by_output.append(gradients(side.outputs, edges, seed) if edges else ())
-    by_use = list(zip(*by_output, strict=True))
-    pieces: dict[str, list[Callable[[], Jacobian]]] = {}
-    for use, found in zip(side.uses, by_use, strict=True):
-        if any(gradient is None for gradient in found):
-            continue
-        arranged = [use.arrange(gradient) for gradient in found if gradient is not None]
-        for role, name in use.call.names.items():
-            piece = partial(_stacked, use.contributions[role], arranged, size, problem.dtype)
-            pieces.setdefault(name, []).append(piece)
-    rest = _rest(problem, number, side, chosen)
-    for name, rows in rest.items():
-        pieces.setdefault(name, []).append(partial(_same, rows))
-    return {name: partial(_together, made) for name, made in pieces.items()}
-
-
-def _same(rows: Rows) -> Jacobian:
-    return rows
-
-
-def _stacked(contribution: Contribution, output_gradients: list[Tensor], size: int, dtype: torch.dtype) -> Jacobian:
-    """Contributions [K, B = N · F, ...] as one Jacobian over N samples."""
-    found = contribution(torch.stack(output_gradients))
-    if isinstance(found, Tensor):
-        rows = found.to(dtype)
-        return Rows(rows.reshape(len(rows), size, -1, rows.shape[-1]).sum(2))
-    left = found.left.to(dtype)
-    if found.right is None:
-        return Rows(left.reshape(len(left), size, -1, left.shape[-1]).sum(2))
-    right = found.right if found.classes else found.right.to(dtype)
-    left = left.reshape(len(left), size, -1, left.shape[-1])
-    return Factors(left, right.reshape(size, -1, *right.shape[2:]), found.classes)
-
-
-def _together(makers: list[Callable[[], Jacobian]]) -> Jacobian:
-    """Several uses of one parameter: their gradients are summed before the product."""
-    pieces = [make() for make in makers]
-    if len(pieces) == 1:
-        return pieces[0]
-    factors = [piece for piece in pieces if isinstance(piece, Factors)]
-    if len(factors) == len(pieces) and len({piece.classes for piece in factors}) == 1:
-        left = torch.cat([piece.left for piece in factors], 2)
-        return Factors(left, torch.cat([piece.right for piece in factors], 1), factors[0].classes)
-    rows = [piece.rows() if isinstance(piece, Factors) else piece for piece in pieces]
-    return Rows(torch.stack([row.values for row in rows]).sum(0))
-
-
-def _rest(problem: Problem, number: int, side: _Side, chosen: range) -> dict[str, Rows]:
-    """Rows of the Jacobian by plain autograd, for uses of parameters that no rule knows."""
-    if not side.rest:
-        return {}
-    leaves = [problem.parameters[name] for name in side.rest]
-    size = len(side.outputs)
-    rows = [leaf.new_zeros(len(chosen), size, leaf.numel(), dtype=problem.dtype) for leaf in leaves]
-    for sample in range(size):
-        outputs, place = _alone(problem, number, side, sample)
-        for position, output in enumerate(chosen):
-            seed = torch.zeros_like(outputs)
-            seed[place, output] = 1.0
-            for row, gradient in zip(rows, gradients(outputs, leaves, seed), strict=True):
-                if gradient is not None:
-                    row[position, sample] = gradient.flatten()
-    return {name: Rows(row) for name, row in zip(side.rest, rows, strict=True)}
-
-
-def _alone(problem: Problem, number: int, side: _Side, sample: int) -> tuple[Tensor, int]:
-    """Outputs whose backward pass gives the rows of one sample, and its place in them.
-
-    Those of the sample run alone where they are the same, because a backward pass through all samples costs N times
-    as much; else those of all samples: the network looks at other samples, or does not run with one.
-    """
-    if problem.train_mode:
-        return side.outputs, sample
-    interception = Interception(problem, side.excluded)
-    try:
-        with interception.modules():
-            outputs = problem.run(number, interception, sample=sample)
-    except Exception:  # whatever a network raises that was not made for one sample
-        return side.outputs, sample
-    together = side.outputs[sample]
-    close = (outputs[0] - together).abs().max() <= 64 * torch.finfo(together.dtype).eps * together.abs().max()
-    return (outputs, 0) if close else (side.outputs, sample)

@@ -80,19 +80,18 @@ class Problem:
         """Directions [K, C] in output space that the kernel is taken along; None stands for the C unit vectors."""
         return directions(self.reduce, self.outputs, outputs)
 
-    def run(self, side: int, *modes: TorchFunctionMode, sample: int | None = None) -> Tensor:
-        """Outputs [N, C] of one side, or [1, C] of one sample alone, with their graph; modes watch the calls."""
+    def run(self, side: int, *modes: TorchFunctionMode, samples: slice = slice(None)) -> Tensor:
+        """Outputs [N, C] of one side, or of some of its samples, with their graph; modes watch the calls."""
         inputs = self.inputs if side == 0 else self.inputs_2
-        chosen = slice(None) if sample is None else slice(sample, sample + 1)
         # Copies, because a network whose first layer works in place would otherwise change the caller's tensors.
-        copies = tree_map_only(Tensor, lambda tensor: self._copy(tensor[chosen]), inputs)
+        copies = tree_map_only(Tensor, lambda tensor: self._copy(tensor[samples]), inputs)
         with torch.enable_grad(), _same_random_numbers(self.model), ExitStack() as stack:
             for handle in self._name_running_layers():
                 stack.callback(handle.remove)
             stack.callback(self.running.clear)
             for mode in (RefuseCoupling(self), *modes):
                 stack.enter_context(mode)
-            return self._flat(self.forward(self.model, copies), self.sizes[side] if sample is None else 1)
+            return self._flat(self.forward(self.model, copies), len(range(self.sizes[side])[samples]))
 
     def _name_running_layers(self) -> Iterator[RemovableHandle]:
         for name, module in self.model.named_modules():
@@ -128,7 +127,8 @@ class Problem:
             raise ShapeError(f"the outputs have shape {tuple(outputs.shape)}; expected {size} samples on axis 0")
         if not outputs.requires_grad:
             raise ConfigurationError(_FOREIGN)
-        flat = outputs.reshape(size, -1)
+        # Not reshaped where nothing changes: the last layer is recognized by the identity of the outputs.
+        flat = outputs if outputs.dim() == 2 else outputs.reshape(size, -1)
         if self.outputs and flat.shape[1] != self.outputs:
             raise ShapeError(f"x1 gives {self.outputs} outputs a sample, x2 gives {flat.shape[1]}; expected the same")
         self.outputs = flat.shape[1]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .problem import Problem, gradients
+from .tracing import check_independence
 
 
 def blocks(problem: Problem) -> dict[str, Tensor]:
@@ -22,9 +23,10 @@ def blocks(problem: Problem) -> dict[str, Tensor]:
 
 
 def _jacobian(problem: Problem, side: int) -> dict[str, Tensor]:
-    # [N, K, P] per parameter, along K directions of the outputs; rows of the whole batch, so that a network
-    # in which samples depend on each other gets the Jacobian of the function that was asked for.
+    # [N, K, P] per parameter, along K directions of the outputs; rows of the whole batch, so that a network with layers
+    # that are allowed in training mode gets the Jacobian of the function that was asked for.
     outputs = problem.run(side)
+    check_independence(problem, side, outputs)
     leaves = list(problem.parameters.values())
     rows: list[list[Tensor]] = [[] for _ in leaves]
     connected = False

@@ -1,0 +1,182 @@
+"""A tile of the kernel under construction: products of per-sample gradients are added to it in place.
+
+Only panels on and above the diagonal are computed where both sides are the same; the rest is mirrored at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Combine = Literal["trace", "each", "full"]
+# Rows of a panel: fewer waste less above the diagonal, more are multiplied faster.
+_LEAST_ROWS = 64
+_PANELS = 8
+# Numbers in the intermediate of one Hadamard product; 4 MiB in float32 stay in the cache.
+_BLOCK = 2**20
+
+
+class Accumulator:
+    """Kernel of two ranges of samples along K directions.
+
+    Args:
+        combine: "trace" sums over directions, "each" keeps them, "full" keeps all pairs.
+        target: view to add to: [N1, N2]; [K, N1, N2]; or for "full" [N1, K, N2, K].
+        symmetric: both ranges are the same.
+        by_direction: the target of "full" lies in memory as [K, N1, K, N2], not as [N1, K, N2, K].
+    """
+
+    def __init__(self, combine: Combine, target: Tensor, *, symmetric: bool, by_direction: bool = False) -> None:
+        self.combine = combine
+        self.target = target
+        self.symmetric = symmetric
+        self.samples = int(target.shape[1 if combine == "each" else 0])
+        self._by_direction = by_direction and combine == "full"
+        self._matrix: Tensor | None = None
+        if combine == "full" and not by_direction:
+            # Rows of samples and directions are evenly spaced, in a tile of a larger kernel as well.
+            size, count, size_2 = target.shape[:3]
+            spacing = (target.stride(1), 1)
+            self._matrix = target.as_strided((size * count, size_2 * count), spacing, target.storage_offset())
+
+    def panels(self) -> Iterator[slice]:
+        """Ranges of samples of the first side; columns before the first of a symmetric panel are not needed."""
+        if not self.symmetric:
+            yield slice(0, self.samples)
+            return
+        repeats = int(self.target.shape[1]) if self.combine == "full" else 1
+        height = max(-(-self.samples // _PANELS), -(-_LEAST_ROWS // repeats))
+        for start in range(0, self.samples, height):
+            yield slice(start, min(start + height, self.samples))
+
+    def _columns(self, panel: slice) -> int:
+        return panel.start if self.symmetric else 0
+
+    def add_rows(self, first: Tensor, second: Tensor) -> None:
+        """Add Σ_p J₁[n, k, p] J₂[m, l, p] from [N1, K, P] and [N2, K, P]."""
+        for panel in self.panels():
+            start = self._columns(panel)
+            if self.combine == "trace":
+                self.target[panel, start:].addmm_(first[panel].flatten(1), second[start:].flatten(1).T)
+            elif self.combine == "each":
+                for k, target in enumerate(self.target):
+                    target[panel, start:].addmm_(first[panel, k], second[start:, k].T)
+            elif self._matrix is not None:
+                count = first.shape[1]
+                rows = self._matrix[panel.start * count : panel.stop * count, start * count :]
+                rows.addmm_(first[panel].flatten(0, 1), second[start:].flatten(0, 1).T)
+            else:
+                product = first[panel].flatten(0, 1) @ second[start:].flatten(0, 1).T
+                self.target[panel, :, start:] += product.view(-1, first.shape[1], len(second) - start, first.shape[1])
+
+    def add_identity(self, features: Tensor, channels: int) -> None:
+        """Add F[n, t, m, t'] to outputs (t, c) and (t', c) for each of C channels: the last layer, without backward."""
+        if self.combine == "trace":
+            self.target.add_(features.diagonal(dim1=1, dim2=3).sum(-1), alpha=channels)
+        elif self.combine == "each":
+            own = features.diagonal(dim1=1, dim2=3).permute(2, 0, 1)
+            torch.unflatten(self.target, 0, (-1, channels)).add_(own.unsqueeze(1))
+        else:
+            split = torch.unflatten(torch.unflatten(self.target, 3, (-1, channels)), 1, (-1, channels))
+            split.diagonal(dim1=2, dim2=5).add_(features.unsqueeze(-1))
+
+    def add_hadamard(self, first: Tensor, second: Tensor, features: Tensor) -> None:
+        """Add F[n, m] · (g₁[n, k] · g₂[m, l]) from [N1, K, d], [N2, K, d] and F [N1, N2]."""
+        if self._by_direction:
+            self._add_hadamard_by_direction(first, second, features)
+            return
+        count = first.shape[1]
+        for panel in self.panels():
+            start = self._columns(panel)
+            if self.combine == "trace":
+                for rows in _parts(panel, len(second) - start):
+                    product = first[rows].flatten(1) @ second[start:].flatten(1).T
+                    self.target[rows, start:].addcmul_(product, features[rows, start:])
+            elif self.combine == "each":
+                for k, target in enumerate(self.target):
+                    for rows in _parts(panel, len(second) - start):
+                        product = first[rows, k] @ second[start:, k].T
+                        target[rows, start:].addcmul_(product, features[rows, start:])
+            else:
+                for rows in _parts(panel, (len(second) - start) * count**2):
+                    product = first[rows].flatten(0, 1) @ second[start:].flatten(0, 1).T
+                    product = product.view(-1, count, len(second) - start, count)
+                    self.target[rows, :, start:].addcmul_(product, features[rows, None, start:, None])
+
+    def _add_hadamard_by_direction(self, first: Tensor, second: Tensor, features: Tensor) -> None:
+        # Here pairs of directions lie outside, and symmetry halves these pairs.
+        first, second = first.transpose(0, 1).contiguous(), second.transpose(0, 1).contiguous()
+        count, size, width = second.shape
+        target = self.target.permute(1, 0, 3, 2)  # [K, N1, K, N2]
+        for k in range(count):
+            start = k if self.symmetric else 0
+            for rows in _parts(slice(0, self.samples), size * (count - start)):
+                product = first[k, rows] @ second[start:].view(-1, width).T
+                target[k, rows, start:].addcmul_(product.view(-1, count - start, size), features[rows, None])
+
+    def add_positions(self, first: Tensor, second: Tensor, features: Callable[[slice, int], Tensor]) -> None:
+        """Add Σ_st F[n, s, m, t] (g₁[n, k, s] · g₂[m, l, t]) from [N1, K, S, d] and [N2, K, T, d].
+
+        ``features(rows, start)`` gives F for a range of samples of the first side and those from start of the second.
+        """
+        count, length, length_2 = first.shape[1], first.shape[2], second.shape[2]
+        trace, full = self.combine == "trace", self.combine == "full"
+        # Directions are summed within one product, or lie beside the positions.
+        left = (first.transpose(1, 2).flatten(2) if trace else first).contiguous()
+        left_2 = (second.transpose(1, 2).flatten(2) if trace else second).contiguous()
+        for panel in self.panels():
+            start = self._columns(panel)
+            wide = (len(second) - start) * length * length_2 * (count**2 if full else 1)
+            for rows in _parts(panel, wide, least=1):
+                kernel = features(rows, start)
+                if trace:
+                    product = left[rows].flatten(0, 1) @ left_2[start:].flatten(0, 1).T
+                    product.view(kernel.shape).mul_(kernel)
+                    self.target[rows, start:] += product.view(kernel.shape).sum((1, 3))
+                elif full:
+                    product = left[rows].flatten(0, 2) @ left_2[start:].flatten(0, 2).T
+                    pairs = product.view(-1, count, length, len(second) - start, count, length_2)
+                    self.target[rows, :, start:] += pairs.mul_(kernel[:, None, :, :, None]).sum((2, 5))
+                else:
+                    for k, target in enumerate(self.target):
+                        product = left[rows, k].flatten(0, 1) @ left_2[start:, k].flatten(0, 1).T
+                        target[rows, start:] += product.view(kernel.shape).mul_(kernel).sum((1, 3))
+
+    def add_at(self, samples: Tensor, samples_2: Tensor, first: Tensor, second: Tensor) -> None:
+        """Add g₁[i, k] · g₂[i, l] from [I, K, d] at the pairs of samples of each i."""
+        if self.combine == "trace":
+            self.target.index_put_((samples, samples_2), (first * second).sum((1, 2)), accumulate=True)
+        elif self.combine == "each":
+            each = self.target.permute(1, 2, 0)
+            each.index_put_((samples, samples_2), (first * second).sum(2), accumulate=True)
+        else:
+            pairs = self.target.permute(0, 2, 1, 3)
+            pairs.index_put_((samples, samples_2), first @ second.mT, accumulate=True)
+
+    def finish(self) -> None:
+        """Fill what symmetry gives."""
+        if not self.symmetric:
+            return
+        if self._by_direction:
+            target = self.target.permute(1, 3, 0, 2)  # [K, K, N1, N2]
+            for k in range(target.shape[0]):
+                for other in range(k):
+                    target[k, other] = target[other, k].T
+            return
+        for panel in self.panels():
+            if self.combine == "trace":
+                self.target[panel.stop :, panel] = self.target[panel, panel.stop :].T
+            elif self.combine == "each":
+                self.target[:, panel.stop :, panel] = self.target[:, panel, panel.stop :].mT
+            else:
+                self.target[panel.stop :, :, panel] = self.target[panel, :, panel.stop :].permute(2, 3, 0, 1)
+
+
+def _parts(panel: slice, width: int, least: int = 16) -> Iterator[slice]:
+    """Ranges of a panel whose products with ``width`` numbers a row fit the cache."""
+    height = max(least, _BLOCK // max(1, width))
+    for start in range(panel.start, panel.stop, height):
+        yield slice(start, min(start + height, panel.stop))

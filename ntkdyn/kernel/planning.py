@@ -1,0 +1,262 @@
+"""How a kernel will be computed: the last layer, seeds, groups of parameters and tiles of samples within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import ConfigurationError
+from .accumulator import Combine
+from .contraction import Extent
+from .problem import Problem
+from .sides import Form, Seeds, form, strip_length
+from .tracing import Run, Trace, run, traced
+
+# Bytes that the work may take where the caller sets no limit.
+_BUDGET = 2**31
+# Allocators keep more than is asked for.
+_SAFETY = 1.25
+_SCRATCH = 2**25
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear last layer, whose own kernel needs no backward pass.
+
+    Attributes:
+        index: among the calls that reach the outputs.
+        weight: [channels, width], detached.
+        names: role -> name of its wanted parameters.
+        from_features: other layers are differentiated from its input, because that has fewer entries than the outputs.
+    """
+
+    index: int
+    weight: Tensor
+    names: Mapping[str, str]
+    from_features: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the engine does.
+
+    Attributes:
+        combine: of the accumulated kernel; with a head from features all pairs of features may be needed.
+        groups: names of parameters whose gradients are held at the same time.
+        chunk: directions at a time; tile: samples at a time; strip: samples that run through the network together.
+        forms: of each use of a parameter; absent for plain autograd.
+        outputs: of the few samples on which the trace was made, for comparison with all samples.
+    """
+
+    trace: Trace
+    head: Head | None
+    seeds: Seeds
+    combine: Combine
+    groups: Sequence[Sequence[str]]
+    chunk: int
+    tile: int
+    strip: int
+    forms: Mapping[str, Sequence[Form]]
+    outputs: Tensor
+
+    @property
+    def by_direction(self) -> bool:
+        """Pairs of directions lie outside in memory: best for Hadamard products, where most of the work is these."""
+        if self.combine != "full" or len(self.groups) > 1 or self.chunk < self.seeds.count:
+            return False
+        layers = [forms for forms in self.forms.values() if not forms[0].bias]
+        return all(len(forms) == 1 and (forms[0].positions == 1 or forms[0].positions == 0) for forms in layers)
+
+    def tiles(self, size: int) -> list[slice]:
+        """Ranges of samples."""
+        return [slice(start, min(start + self.tile, size)) for start in range(0, size, self.tile)]
+
+    def extent(self, problem: Problem) -> Extent:
+        """Sizes of a product of two whole tiles."""
+        sizes = min(self.tile, problem.sizes[0]), min(self.tile, problem.sizes[1])
+        symmetric = problem.inputs_2 is None and self.tile >= problem.sizes[0]
+        return Extent(sizes, self.chunk, self.combine, symmetric, problem.dtype.itemsize)
+
+
+def planned(problem: Problem, *, uniform: bool = True) -> Plan:
+    """Run the network on a few samples and decide.
+
+    Args:
+        uniform: False for a network that does something else for other samples: no special last layer, no strips.
+
+    Raises: ConfigurationError: max_memory is too small for one sample.
+    """
+    trace = traced(problem)
+    with _saved_bytes(problem) as saved:
+        example = run(problem, trace.side, trace.samples, trace)
+    head = _head(problem, example) if uniform else None
+    seeds = _seeds(problem, example, head)
+    combine: Combine = problem.combine
+    if head is not None and head.from_features and combine == "each":
+        combine = "full"
+    forms: dict[str, list[Form]] = {}
+    for index, (call, place) in enumerate(example.calls):
+        if head is None or index != head.index:
+            for role, name in call.names.items():
+                forms.setdefault(name, []).append(form(call, place, role))
+    strip = strip_length(problem, example.calls) if uniform else max(problem.sizes)
+    plan = Plan(
+        trace,
+        head,
+        seeds,
+        combine,
+        [list(problem.parameters)],
+        seeds.count,
+        max(problem.sizes),
+        strip,
+        forms,
+        example.outputs.detach(),
+    )
+    return _within_budget(problem, plan, example, saved[0] / len(example.outputs))
+
+
+def _head(problem: Problem, example: Run) -> Head | None:
+    """The last layer, where the outputs are just what it gives and its parameters are used nowhere else."""
+    outputs = example.outputs
+    if problem.train_mode or outputs.grad_fn is None or problem.directions(outputs.detach()) is not None:
+        return None
+    last = outputs.grad_fn
+    reshaped = last.next_functions[0] if last.name() in ("ViewBackward0", "UnsafeViewBackward0") else None
+    for index, (call, place) in enumerate(example.calls):
+        edge = (call.edge.node, call.edge.output_nr)
+        if edge not in ((last, 0), reshaped) or call.rule.target is not functional.linear:
+            continue
+        names = set(call.names.values())
+        elsewhere = {name for other, _ in example.calls if other is not call for name in other.names.values()}
+        plain = not any(isinstance(problem.scales.get(name), Tensor) for name in names)
+        if place.axis != 0 or place.fold != 1 or names & (elsewhere | set(example.trace.rest)) or not plain:
+            return None
+        weight: Tensor = call.arguments["weight"].detach()
+        channels, width = weight.shape
+        differentiable = call.arguments["input"].requires_grad
+        smaller = width < channels if problem.combine == "trace" else 2 * width <= channels
+        return Head(index, weight, dict(call.names), smaller and differentiable)
+    return None
+
+
+def _seeds(problem: Problem, example: Run, head: Head | None) -> Seeds:
+    directions = problem.directions(example.outputs.detach())
+    if directions is not None:
+        return Seeds(len(directions), directions)
+    if head is None or not head.from_features:
+        return Seeds(problem.outputs)
+    positions = problem.outputs // len(head.weight)
+    if problem.combine != "trace":
+        return Seeds(positions * head.weight.shape[1], head=head.index)
+    # tr(W K Wᵀ) = tr(R K Rᵀ) with W = QR: as many seeds as features, whatever the number of outputs.
+    triangle = torch.linalg.qr(head.weight.to(problem.dtype), mode="r").R
+    return Seeds(positions * len(triangle), triangle.contiguous(), head.index)
+
+
+@contextmanager
+def _saved_bytes(problem: Problem) -> Iterator[list[float]]:
+    """Bytes that a forward pass keeps for its backward pass, parameters not counted."""
+    storages: dict[int, int] = {}
+    own = {leaf.untyped_storage().data_ptr() for leaf in problem.model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def same(tensor: Any) -> Any:
+        return tensor
+
+    found = [0.0]
+    if problem.max_memory is None:
+        yield found
+        return
+    with torch.autograd.graph.saved_tensors_hooks(note, same):
+        yield found
+    found[0] = float(sum(storages.values()))
+
+
+def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> Plan:
+    """Tiles, groups and chunks that cost least among those that fit."""
+    itemsize = problem.dtype.itemsize
+    head_index = None if plan.head is None else plan.head.index
+    inputs: dict[str, float] = {}
+    gradients: dict[str, float] = {}
+    for index, (call, _) in enumerate(example.calls):
+        if index != head_index:
+            share = len(call.names) * len(example.outputs)
+            for name in call.names.values():
+                inputs[name] = inputs.get(name, 0) + call.input.numel() * call.input.element_size() / share
+                gradients[name] = gradients.get(name, 0) + call.shape.numel() * itemsize / share
+    rows = {name: leaf.numel() * itemsize for name, leaf in problem.parameters.items()}
+    # Without a measurement: what layers read, and as much again for what lies between them.
+    graph = saved or 3.0 * (sum(inputs.values()) + sum(gradients.values()))
+    budget = float(_BUDGET)
+    if problem.max_memory is not None:
+        budget = problem.max_memory / _SAFETY - _SCRATCH - _result_bytes(problem, plan) - _clone_bytes(problem)
+
+    def memory(names: Sequence[str], tile: int, chunk: int, sides: int) -> float:
+        held = sum(inputs.get(name, 0) + chunk * gradients.get(name, 0) for name in names)
+        widest = max((chunk * rows[name] for name in names), default=0)
+        passing = min(tile, plan.strip) * (graph + 4 * max(gradients.values(), default=0))
+        return sides * tile * (held + 1.5 * widest) + passing
+
+    names = list(problem.parameters)
+    best: tuple[float, Plan] | None = None
+    least = float("inf")
+    tile = max(problem.sizes)
+    while True:
+        count = -(-max(problem.sizes) // tile)
+        sides = 1 if problem.inputs_2 is None and count == 1 else 2
+        chunk = plan.chunk
+        while True:
+            groups = _packed(names, lambda group, t=tile, c=chunk, s=sides: memory(group, t, c, s) <= budget)
+            least = min(least, max(memory([name], tile, chunk, sides) for name in names))
+            if groups is not None:
+                passes = -(-plan.chunk // chunk)
+                cost = tile * count * (count + 1) * len(groups) * (plan.chunk + passes)
+                if best is None or cost < best[0]:
+                    best = cost, replace(plan, groups=groups, tile=tile, chunk=chunk)
+            if chunk == 1 or plan.combine == "full":
+                break
+            chunk = -(-chunk // 2)
+        if tile == 1 or (best is not None and problem.train_mode):
+            break
+        tile = -(-tile // 2)
+    if best is not None:
+        return best[1]
+    if problem.max_memory is None:
+        return replace(plan, tile=1, groups=[[name] for name in names])
+    needed = (least + _SCRATCH + _result_bytes(problem, plan) + _clone_bytes(problem)) * _SAFETY
+    raise ConfigurationError(
+        f"max_memory is {problem.max_memory} bytes; this kernel needs at least {int(needed) + 1}: the result, a copy "
+        f"of the network and one sample's rows; give that, or fewer samples, or reduce='trace'"
+    )
+
+
+def _packed(names: Sequence[str], fits: Any) -> list[list[str]] | None:
+    groups: list[list[str]] = []
+    for name in names:
+        if not fits([name]):
+            return None
+        if groups and fits([*groups[-1], name]):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
+
+
+def _result_bytes(problem: Problem, plan: Plan) -> float:
+    count = {"trace": 1, "each": plan.seeds.count, "full": plan.seeds.count**2}[plan.combine]
+    return float(problem.sizes[0] * problem.sizes[1] * count * problem.dtype.itemsize * len(set(problem.keys.values())))
+
+
+def _clone_bytes(problem: Problem) -> float:
+    return float(sum(leaf.numel() * leaf.element_size() for leaf in problem.model.parameters()))
