@@ -67,8 +67,8 @@ class Peers:
         if self._group is None:
             return [text]
         data = text.encode()[:_MESSAGE_BYTES]
-        message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
-        message[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else message[:0]
+        # On the CPU, whatever the user's default device is: gloo takes nothing else everywhere.
+        message = torch.tensor(list(data.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8, device="cpu")
         answers = [torch.zeros_like(message) for _ in range(self.size)]
         with self._answering():
             # Names the ranks that do not come, which the collective alone does not.
@@ -87,7 +87,7 @@ class Peers:
             yield
         except Exception as error:
             failure = error
-        message = "" if failure is None else f"{type(failure).__name__}: {failure}"
+        message = "" if failure is None else f"{type(failure).__name__}: {' '.join(str(failure).split())}"
         try:
             answers = self._gather(message)
         except ProcessFailure:
@@ -121,7 +121,7 @@ class Peers:
 
     def of_first(self, values: Sequence[bool]) -> list[bool]:
         """The values that the process of rank 0 has, in every process."""
-        shared = torch.tensor(values, dtype=torch.uint8)
+        shared = torch.tensor(values, dtype=torch.uint8, device="cpu")
         if self._group is not None:
             with self._answering():
                 dist.broadcast(shared, src=0, group=self._group)

@@ -232,6 +232,27 @@ def test_torchrun_without_a_process_group_is_refused(monkeypatch: pytest.MonkeyP
     assert sharded.sharded_ntk(network(), samples(5), sink=Memory()) == 1
 
 
+def test_copy_for_the_device_of_a_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.DataParallel(nn.Linear(4, 3)), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    names = ("0.module.bias", "2.weight")
+    assert sharded._on_own_device(model, names) == (model, names, None)
+    asked = []
+    meta = torch.device("meta")  # stands for the GPU
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+        patch.setattr(torch.distributed, "get_rank", lambda: 9)
+        patch.setattr(torch.distributed, "get_node_local_rank", lambda fallback_rank: 1)
+        patch.setattr(torch, "device", lambda *name: asked.append(name) or meta)
+        clone, clone_names, device = sharded._on_own_device(model, names)
+        assert sharded._on_own_device(clone, clone_names)[0] is clone
+    assert asked == [("cuda", 1)] * 2
+    assert device == meta
+    assert clone_names == ("0.bias", "2.weight")
+    assert all(tensor.device == meta for tensor in [*clone.parameters(), *clone.buffers()])
+    assert all(tensor.device.type == "cpu" for tensor in [*model.parameters(), *model.buffers()])
+
+
 def _environment(**more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MASTER_", "RANK", "WORLD_SIZE"))}
     return {**kept, "OMP_NUM_THREADS": "1", **more}
