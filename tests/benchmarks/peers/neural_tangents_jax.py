@@ -1,7 +1,8 @@
 """neural-tangents: three implementations of the empirical NTK on the same networks written in jax, jitted.
 
 Weights are stored as [in, out] and [height, width, in, out] and images as [N, H, W, C], its fast layouts: with
-``h @ W.T`` the structured mode is two hundred times slower.
+``h @ W.T`` the structured mode is two hundred times slower. It has no structure for the gather of an embedding either
+(a thousand times slower, 134 GB at n=64), so there it gets one-hot tokens times the matrix; the others gather.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def prepare(tool: str, case: Case, folder: Path, device: str) -> tuple[Callable[
         batch = batch.transpose(0, 2, 3, 1)
     x = jnp.asarray(np.ascontiguousarray(batch))
     network = partial(NETWORKS[case.network], statistics=statistics, **case.settings)
+    if case.network == "transformer":
+        network = partial(network, one_hot=TOOLS[tool] == "STRUCTURED_DERIVATIVES")
     kernel = nt.empirical_ntk_fn(
         lambda p, inputs: network(p, inputs),
         trace_axes=(-1,) if case.reduce == "trace" else (),
@@ -153,11 +156,11 @@ def _resnet20(p: dict[str, Any], x: Any, *, statistics: dict[str, Any]) -> Any:
     return _linear(p, "readout", x.mean((1, 2)))
 
 
-def _transformer(p: dict[str, Any], tokens: Any, *, statistics: dict[str, Any], heads: int = 4) -> Any:
+def _transformer(p: dict[str, Any], tokens: Any, *, statistics: dict[str, Any], one_hot: bool, heads: int = 4) -> Any:
     import jax
-    import jax.numpy as jnp
 
-    x = p["token.weight"][tokens] + p["position.weight"]
+    table = p["token.weight"]
+    x = (jax.nn.one_hot(tokens, len(table)) @ table if one_hot else table[tokens]) + p["position.weight"]
     h = _layer_norm(p, "norm1", x)
     q, k, v = (
         _linear(p, f"attention.{part}", h).reshape(*h.shape[:2], heads, -1).transpose(0, 2, 1, 3)

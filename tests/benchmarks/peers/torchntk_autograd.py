@@ -1,4 +1,4 @@
-"""torchntk's autograd_ntk, which knows one output: the trace as a sum over outputs; it has no blocks between outputs."""
+"""torchntk's autograd_ntk, which knows one output: the trace is a sum over outputs, the full kernel out of reach."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 def prepare(tool: str, case: Case, folder: Path, device: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
     """The call, and what turns its result into an array of the case's shape."""
     if case.reduce != "trace":
-        raise NotImplementedError("one output only: no blocks between outputs")
+        raise NotImplementedError("one output only, no full kernel")
     network, x = read(case, folder, device)
 
     def trace() -> Tensor:
