@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..errors import ConfigurationError
 from .accumulator import Combine
-from .contraction import Extent
+from .contraction import Extent, cheapest
 from .problem import Problem
 from .sides import Form, Seeds, form, strip_length
 from .tracing import Run, Trace, run, traced
@@ -195,7 +195,6 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
             for name in call.names.values():
                 inputs[name] = inputs.get(name, 0) + call.input.numel() * call.input.element_size() / share
                 gradients[name] = gradients.get(name, 0) + call.shape.numel() * itemsize / share
-    rows = {name: leaf.numel() * itemsize for name, leaf in problem.parameters.items()}
     # Without a measurement: what layers read, and as much again for what lies between them.
     graph = saved or 3.0 * (sum(inputs.values()) + sum(gradients.values()))
     budget = float(_BUDGET)
@@ -204,7 +203,8 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
 
     def memory(names: Sequence[str], tile: int, chunk: int, sides: int) -> float:
         held = sum(inputs.get(name, 0) + chunk * gradients.get(name, 0) for name in names)
-        widest = max((chunk * rows[name] for name in names), default=0)
+        extent = replace(plan, tile=tile, chunk=chunk).extent(problem)
+        widest = max((chunk * itemsize * _row_numbers(problem, plan, name, extent) for name in names), default=0)
         passing = min(tile, plan.strip) * (graph + 4 * max(gradients.values(), default=0))
         return sides * tile * (held + 1.5 * widest) + passing
 
@@ -239,6 +239,14 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
         f"max_memory is {problem.max_memory} bytes; this kernel needs at least {int(needed) + 1}: the result, a copy "
         f"of the network and one sample's rows; give that, or fewer samples, or reduce='trace'"
     )
+
+
+def _row_numbers(problem: Problem, plan: Plan, name: str, extent: Extent) -> int:
+    """Numbers of one row of the Jacobian, where rows are made."""
+    forms = plan.forms.get(name, ())
+    if len(forms) == 1 and not isinstance(problem.scales.get(name), Tensor) and cheapest(forms[0], extent) != "rows":
+        return 0
+    return problem.parameters[name].numel()
 
 
 def _packed(names: Sequence[str], fits: Any) -> list[list[str]] | None:
