@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "kernel": ("Projection", "SummedOutputs", "empirical_ntk"),
+    "kernel": ("NTKOperator", "Projection", "SummedOutputs", "empirical_ntk"),
     "kernel.sharded": ("sharded_ntk",),
     "store.tiles": ("TileWriter",),
     "store.tile_reader": ("TiledKernel",),
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .gates import nonlinear_units as nonlinear_units
     from .gates import slope_penalty as slope_penalty
     from .gates import slopes as slopes
+    from .kernel import NTKOperator as NTKOperator
     from .kernel import Projection as Projection
     from .kernel import SummedOutputs as SummedOutputs
     from .kernel import empirical_ntk as empirical_ntk

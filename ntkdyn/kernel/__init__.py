@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import layerwise, reference
+from .operator import NTKOperator as NTKOperator
 from .preparation import Metric, Per, check_choice, prepared
 from .preparation import resolve_parameters as resolve_parameters
 from .problem import Forward, Problem
