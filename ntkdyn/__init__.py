@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "kernel": ("NTKOperator", "Projection", "SummedOutputs", "empirical_ntk"),
+    "kernel.selfcheck": ("check_ntk",),
     "kernel.sharded": ("sharded_ntk",),
     "store.tiles": ("TileWriter",),
     "store.tile_reader": ("TiledKernel",),
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .kernel import Projection as Projection
     from .kernel import SummedOutputs as SummedOutputs
     from .kernel import empirical_ntk as empirical_ntk
+    from .kernel.selfcheck import check_ntk as check_ntk
     from .kernel.sharded import sharded_ntk as sharded_ntk
     from .linearization import Linearizer as Linearizer
     from .paths import PathLengths as PathLengths

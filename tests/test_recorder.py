@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import ntkdyn as nd
 from ntkdyn.errors import (
@@ -23,6 +26,8 @@ from ntkdyn.errors import (
     UnknownName,
 )
 from ntkdyn.gates import Gate
+from ntkdyn.kernel.rules import rules
+from ntkdyn.recorder import passes
 from ntkdyn.recorder.recording import git_commit
 from ntkdyn.store.reader import RunReader
 
@@ -389,6 +394,93 @@ def test_only_the_first_process_records(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
+    """What the recorder has compared with plain autograd: number of samples, reduction."""
+    made: list[tuple[int, Any]] = []
+
+    def check(model: nn.Module, inputs: Tensor, **options: Any) -> Any:
+        made.append((len(inputs), options["reduce"]))
+        return nd.check_ntk(model, inputs, **options)
+
+    monkeypatch.setattr(passes, "check_ntk", check)
+    return made
+
+
+def test_kernels_are_checked_when_the_network_changes(checks: list[Any], tmp_path: Path) -> None:
+    model, sets = network(), {"train": X, "test": X[:3]}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(model, ["ntk", "units"], sets, path=tmp_path / "run")
+    with recorder.attach(optimizer):
+        assert checks == [(4, "trace"), (3, "trace")]
+        train(model, optimizer, 3)
+        assert len(checks) == 2
+        model.eval()
+        train(model, optimizer, 2)
+        assert len(checks) == 4
+        model[0].requires_grad_(False)
+        train(model, optimizer, 2)
+        assert len(checks) == 6
+        model.train()
+        model[0].requires_grad_(True)
+        model[1].freeze(torch.tensor([True, False, False, False, False]))
+        train(model, optimizer, 1)
+        # Known again; and the slopes are not in this kernel.
+        assert len(checks) == 6
+    recorder.close()
+
+
+def test_freezing_slopes_of_the_kernel_is_a_change(checks: list[Any], tmp_path: Path) -> None:
+    model = network()
+    recorder = nd.Recorder(model, ["ntk"], X, path=tmp_path / "run", parameters=["*"])
+    recorder.record()
+    recorder.record()
+    assert len(checks) == 1
+    for _ in range(2):
+        model[1].freeze(torch.tensor([True, False, False, False, False]))
+        recorder.record()
+        assert len(checks) == 2
+    recorder.close()
+
+
+def test_every_kernel_that_is_taken_is_checked(checks: list[Any], tmp_path: Path) -> None:
+    nd.measure(network(), ["ntk:per=layer", nd.Watch("ntk:reduce=full", name="full")], X)
+    assert checks == [(4, "trace"), (4, "full")]
+    run_with(tmp_path, [Norm(), "units", "outputs"], 3)
+    assert len(checks) == 2
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_a_wrong_layer_is_named(on_error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = rules()[functional.linear]
+
+    def gradient(site: Any) -> Any:
+        right = rule.gradient(site)
+        return right | {"weight": lambda upstream: right["weight"](1.1 * upstream)}
+
+    monkeypatch.setitem(rules(), functional.linear, replace(rule, gradient=gradient))
+    message = (
+        r"probe 'ntk', set 'test', step 0: layer '[02]' \(Linear\), parameter '[02].weight': the kernel of samples"
+    )
+    if on_error == "raise":
+        with pytest.raises(ProbeError, match=message):
+            run_with(tmp_path, ["ntk"], 3)
+        return
+    with pytest.warns(RuntimeWarning, match=message):
+        recorder, _ = run_with(tmp_path, ["ntk", "outputs"], 3, on_error=on_error)
+    recorder.close()
+    assert RunReader.open(tmp_path / "run").groups() == ["outputs/test"]
+
+
+def test_what_a_snapshot_costs_is_told_without_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(passes, "check_ntk", lambda *_, **__: time.sleep(1.2))
+    run_with(tmp_path, ["ntk"], 1)
+    cost = capsys.readouterr().err.partition("ntkdyn: ntk: ")[2].partition(" s ")[0]
+    assert float(cost) < 1
 
 
 def test_an_existing_recording_is_refused_untouched(tmp_path: Path) -> None:

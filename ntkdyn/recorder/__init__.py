@@ -21,8 +21,9 @@ from ..probe import Probe
 from ..store.files import check_name
 from .interruption import Interruption
 from .observer import Observer, OnError, shared_attributes
+from .passes import Loss
 from .recording import Recording, weights_digest
-from .snapshots import BatchNorm, Forward, Loss, fixed_inputs, has_running_norms, probe_sets
+from .snapshots import BatchNorm, Forward, fixed_inputs, has_running_norms, probe_sets
 from .watches import Due, Watched, merged, watches_of
 from .watches import Watch as Watch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,8 @@ from ..probe import Field, Probe, Snapshot
 from ..store.declare import declared
 from ..store.segment import TEXT, Declaration
 from .determinism import check_forward
-from .snapshots import BatchNorm, Forward, Loss, Pass, ProbeSet, reestimate, undisturbed
+from .passes import Loss, Pass
+from .snapshots import BatchNorm, Forward, ProbeSet, reestimate, undisturbed
 from .watches import Watched
 
 OnError = Literal["raise", "warn", "disable"]
@@ -30,8 +31,9 @@ Array = np.ndarray[Any, Any]
 class Observer:
     """Shows one state of the network to probes.
 
-    ``parameters`` are resolved at the first observation and stay; so are determinism and independence of the samples
-    checked.
+    ``parameters`` are resolved at the first observation and stay; then determinism and independence of the samples are
+    checked too. Kernels are checked against plain autograd when they are first taken, and again in a state of the
+    network that has not been checked yet: other training flags, other parameters that learn, frozen slopes.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Observer:
         self._wanted = parameters if parameters is None or isinstance(parameters, str) else tuple(parameters)
         self._on_error = on_error
         self._checked: set[str] = set()
+        self._checked_kernels: set[Hashable] = set()
         self._with_preactivations: set[str] = set()
         self.parameters: tuple[str, ...] | None = None
         self.declarations: dict[str, Declaration] = {}
@@ -83,7 +86,11 @@ class Observer:
                     if arrays is not None:
                         records[watched.group(name)] = arrays
                 watched.step = step
-                watched.seconds = time.perf_counter() - started
+                # Without the self-checks, so that it tells what the next snapshots cost.
+                checking = sum(one.seconds_checking for one in passes.values())
+                watched.seconds = time.perf_counter() - started - checking
+                for one in passes.values():
+                    one.seconds_checking = 0.0
             self._with_preactivations |= {name for name, one in passes.items() if one.with_preactivations}
         return records
 
@@ -111,7 +118,18 @@ class Observer:
             loss=self._loss,
             parameters=self.parameters or (),
             with_preactivations=probe_set.name in self._with_preactivations,
+            checked=self._checked_kernels,
+            state=self._state(clone),
         )
+
+    def _state(self, clone: nn.Module) -> Hashable:
+        """What the routes of the kernel may depend on besides the inputs and the values of the parameters."""
+        training = tuple(module.training for module in self._model.modules())
+        learning = tuple(parameter.requires_grad for parameter in self._model.parameters())
+        # Only where slopes are in the kernel: a linearizer freezes some at nearly every step.
+        wanted = set(self.parameters or ())
+        frozen = tuple(bool(gate.frozen.any()) for name, gate in gates(clone).items() if f"{name}.slope" in wanted)
+        return training, learning, frozen, self.parameters
 
     def _measured(
         self, watched: Watched, shared: Pass, probe_set: ProbeSet, clone: nn.Module, step: int, epoch: float | None
