@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from .accumulator import Accumulator
 from .contraction import contract, inner_products
 from .planning import Head, Plan, planned
+from .precision import full_rate
 from .problem import Problem
 from .sides import Side, make_side
 from .tracing import refuse_coupling
@@ -60,15 +62,16 @@ def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
                         )
                         for key, block in result.items()
                     }
-                    contract(
-                        first,
-                        second,
-                        group,
-                        {name: targets[problem.keys[name]] for name in group},
-                        problem.scales,
-                        extent=plan.extent(problem),
-                        release=not same or len(columns) == 1,
-                    )
+                    with full_rate():
+                        contract(
+                            first,
+                            second,
+                            group,
+                            {name: targets[problem.keys[name]] for name in group},
+                            problem.scales,
+                            extent=plan.extent(problem),
+                            release=not same or len(columns) == 1,
+                        )
     if symmetric:
         for block in result.values():
             _mirror(plan, block, tiles, by_direction)
@@ -105,17 +108,18 @@ def _side(
     # The symmetric kernel has one input, whichever side asks.
     number = 0 if problem.inputs_2 is None else number
     head = None if plan.head is None else plan.head.index
-    side = make_side(
-        problem,
-        number,
-        samples,
-        plan.trace,
-        wanted=frozenset(group),
-        seeds=plan.seeds,
-        chosen=chosen,
-        strip=plan.strip,
-        head=head,
-    )
+    with nullcontext() if plan.attends else full_rate():
+        side = make_side(
+            problem,
+            number,
+            samples,
+            plan.trace,
+            wanted=frozenset(group),
+            seeds=plan.seeds,
+            chosen=chosen,
+            strip=plan.strip,
+            head=head,
+        )
     if side is None:
         return None
     if side.head_input is not None:

@@ -51,6 +51,7 @@ class Plan:
         groups: names of parameters whose gradients are held at the same time.
         chunk: directions at a time; tile: samples at a time; strip: samples that run through the network together.
         forms: of each use of a parameter; absent for plain autograd.
+        attends: the network has fused attention, whose blocks oneDNN's products make 60 times slower.
         outputs: of the few samples on which the trace was made, for comparison with all samples.
     """
 
@@ -63,6 +64,7 @@ class Plan:
     tile: int
     strip: int
     forms: Mapping[str, Sequence[Form]]
+    attends: bool
     outputs: Tensor
 
     @property
@@ -107,16 +109,17 @@ def planned(problem: Problem, *, uniform: bool = True) -> Plan:
                 forms.setdefault(name, []).append(form(call, place, role))
     strip = strip_length(problem, example.calls) if uniform else max(problem.sizes)
     plan = Plan(
-        trace,
-        head,
-        seeds,
-        combine,
-        [list(problem.parameters)],
-        seeds.count,
-        max(problem.sizes),
-        strip,
-        forms,
-        example.outputs.detach(),
+        trace=trace,
+        head=head,
+        seeds=seeds,
+        combine=combine,
+        groups=[list(problem.parameters)],
+        chunk=seeds.count,
+        tile=max(problem.sizes),
+        strip=strip,
+        forms=forms,
+        attends=_attends(example.outputs),
+        outputs=example.outputs.detach(),
     )
     return _within_budget(problem, plan, example, saved[0] / len(example.outputs))
 
@@ -143,6 +146,19 @@ def _head(problem: Problem, example: Run) -> Head | None:
         smaller = width < channels if problem.combine == "trace" else 2 * width <= channels
         return Head(index, weight, dict(call.names), smaller and differentiable)
     return None
+
+
+def _attends(outputs: Tensor) -> bool:
+    """Whether a fused attention lies in the graph."""
+    waiting, seen = [outputs.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if "ScaledDotProduct" in node.name():
+                return True
+            waiting += [one for one, _ in node.next_functions]
+    return False
 
 
 def _seeds(problem: Problem, example: Run, head: Head | None) -> Seeds:

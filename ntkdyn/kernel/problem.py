@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigurationError, ShapeError, UnsupportedLayer
+from .precision import exact_products
 from .reduction import Reduction, directions
 
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -234,8 +235,9 @@ def gradients(outputs: Tensor, inputs: Sequence[Tensor | GradientEdge], seed: Te
 
 
 def plain_autograd(model: nn.Module) -> ExitStack:
-    """Whatever the caller has switched on: neither gradients, nor inference mode, nor autocast."""
+    """Whatever the caller has switched on: no gradients, no inference mode, no autocast, no rounded products."""
     stack = ExitStack()
+    stack.enter_context(exact_products())
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.no_grad())
     stack.enter_context(torch.autocast(_device(model).type, enabled=False))
