@@ -10,6 +10,8 @@ Conventions, tested against wide networks in tests/test_theory.py:
 - Slopes of gates belong to the architecture: they shape the kernel, derivatives by them are not part of it.
 - Channels of one gate share a distribution of slopes; the kernel is the mean over channels. It depends on slopes by
   their mean and mean square alone, because E[φ_a(u) φ_a(v)] is quadratic in a.
+- Where an input of a gate is 0 whatever the weights (a black patch without random biases), its derivative is the
+  slope, as in Gate and ReLU.
 - Outputs are independent: Θ_cc' = δ_cc' Θ. neural-tangents returns Θ, the ``mean`` here; the trace is C Θ.
 
 Source: Jacot et al. 2018 (arXiv 1806.07572); Sohl-Dickstein et al. 2020 (arXiv 2001.07301) for the standard
@@ -127,6 +129,10 @@ class _Network:
 
     def kernel(self, x1: Tensor, x2: Tensor | None, kind: str, dtype: torch.dtype | None) -> Tensor:
         """Return one kind of kernel in blocks of sample pairs, those of a symmetric kernel once."""
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ConfigurationError(
+                f"{self.where}: dtype is {dtype!r}; expected a floating dtype such as torch.float64"
+            )
         with stax_layers(self.where) as stax:
             import jax
 
@@ -173,8 +179,9 @@ def _network(
         if not isinstance(inputs, Tensor) or inputs.dim() < 2 or not len(inputs):
             found = list(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise ShapeError(f"{where}: {name} is {found}; expected a tensor [N, ...] with at least one sample")
-        if not bool(torch.isfinite(inputs).all()):
-            raise ConfigurationError(f"{where}: {name} holds NaN or infinity; expected finite inputs")
+        if inputs.is_complex() or not bool(torch.isfinite(inputs).all()):
+            found = "is complex" if inputs.is_complex() else "holds NaN or infinity"
+            raise ConfigurationError(f"{where}: {name} {found}; expected finite real numbers")
         if inputs.shape[1:] != x1.shape[1:]:
             raise ShapeError(
                 f"{where}: x2 has samples {list(inputs.shape[1:])}; expected {list(x1.shape[1:])} as in x1"

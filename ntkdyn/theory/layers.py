@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedLayer
@@ -139,6 +140,8 @@ def _check_activation(site: Site) -> None:
             "expected a Linear or Conv2d before it, not a Flatten",
         )
     if isinstance(site.module, Gate):
+        if not bool(torch.isfinite(site.module.slope).all()):
+            raise site.refuse("has slopes that are not finite", "the analytic kernel needs finite slopes")
         axis = site.module.dim % (len(site.inputs) + 1)
         if axis != 1:
             raise site.refuse(f"has its channels on axis {axis}", "expected axis 1, that of independent channels")
@@ -146,37 +149,75 @@ def _check_activation(site: Site) -> None:
 
 @analytic(Gate, nn.ReLU, check=_check_activation)
 def _activation(site: Site, stax: Any) -> list[Any]:
-    if isinstance(site.module, nn.ReLU):
-        return [stax.Relu()]
-    slopes = site.module.effective_slope.detach().double()
-    mean, deviation = float(slopes.mean()), float(slopes.std(correction=0))
-    if deviation == 0:
-        return [stax.ABRelu(mean, 1.0)]
-    return [_mean_of_kernels(stax, stax.ABRelu(mean - deviation, 1.0), stax.ABRelu(mean + deviation, 1.0))]
+    """Expectations over Gaussian u, v and over the slopes a of all channels, with φ_a(u) = (1 - a) relu(u) + a u.
+
+    E[φ φ] = E[(1 - a)²] E[relu relu] + E[a] c and E[φ' φ'] = E[(1 - a)²] P(u > 0, v > 0) + E[a (1 - a)] (P(u > 0) +
+    P(v > 0)) + E[a²].
+
+    Not stax.ABRelu: it knows one slope, and lets a unit whose input is exactly 0 for all weights (a black patch without
+    random biases) be half open, where Gate and ReLU have derivative a; see test_exact_zeros.
+    """
+    import jax.numpy as jnp
+
+    slopes = site.module.effective_slope.detach().double() if isinstance(site.module, Gate) else torch.zeros(1)
+    both, one, none = (float(x.mean()) for x in ((1 - slopes) ** 2, slopes * (1 - slopes), slopes**2))
+
+    def expectations(covariance: Any, left: Any, right: Any, tangent: Any) -> tuple[Any, Any]:
+        scale = jnp.sqrt(left * right)
+        cosine = jnp.clip(covariance / jnp.where(scale > 0, scale, 1.0), -1, 1)
+        angle = jnp.arctan2(jnp.sqrt((1 - cosine) * (1 + cosine)), cosine)
+        relu = scale * (jnp.sin(angle) + (jnp.pi - angle) * cosine) / (2 * jnp.pi)
+        if tangent is not None:
+            open_both = jnp.where(scale > 0, (jnp.pi - angle) / (2 * jnp.pi), 0.0)
+            open_each = 0.5 * (left > 0) + 0.5 * (right > 0)
+            tangent = tangent * (both * open_both + one * open_each + none)
+        return both * relu + (one + none) * covariance, tangent
+
+    def kernel_function(kernel: Any, **requirements: Any) -> Any:
+        # Variances [N, *space] of both samples, where covariances are [N1, N2, *space], each spatial axis twice in a
+        # row unless only its diagonal is kept.
+        paired = not kernel.diagonal_spatial
+        first = _diagonal(kernel.cov1) if paired else kernel.cov1
+        second = first if kernel.cov2 is None else _diagonal(kernel.cov2) if paired else kernel.cov2
+        here, there = (slice(None), None), (None, slice(None))
+        space = first.ndim - 1
+        left = first[here + here * space if paired else here]
+        right = second[there + there * space if paired else there]
+        nngp, tangent = expectations(kernel.nngp, left, right, kernel.ntk)
+
+        def within(covariance: Any, variance: Any) -> Any:
+            if not paired:
+                return expectations(covariance, variance, variance, None)[0]
+            pixels = variance[(slice(None), *here * space)]
+            other_pixels = variance[(slice(None), *there * space)]
+            return expectations(covariance, pixels, other_pixels, None)[0]
+
+        return kernel.replace(
+            nngp=nngp,
+            ntk=tangent,
+            cov1=within(kernel.cov1, first),
+            cov2=None if kernel.cov2 is None else within(kernel.cov2, second),
+            is_gaussian=False,
+        )
+
+    # The shapes are those of the inputs.
+    initialize, apply, _ = stax.Identity()
+    return [stax.layer(lambda: (initialize, apply, kernel_function))()]
+
+
+def _diagonal(covariance: Any) -> Any:
+    """Variances [N, *space] out of covariances [N, *space], each spatial axis twice in a row."""
+    import jax.numpy as jnp
+
+    for _ in range((covariance.ndim - 1) // 2):
+        # The diagonal becomes the last axis, so that the next pair moves to the front.
+        covariance = jnp.diagonal(covariance, axis1=1, axis2=2)
+    return covariance
 
 
 @analytic(nn.Identity)
 def _identity(site: Site, stax: Any) -> list[Any]:
     return []
-
-
-def _mean_of_kernels(stax: Any, first: Any, second: Any) -> Any:
-    """Two slopes, each in half of the channels.
-
-    The kernel of slope a is quadratic in a, so slopes mean ± standard deviation give the mean over any slopes with
-    these two moments, exactly.
-    """
-
-    def kernel_function(kernel: Any, **requirements: Any) -> Any:
-        low, high = first[2](kernel, **requirements), second[2](kernel, **requirements)
-        return low.replace(
-            **{
-                name: None if getattr(low, name) is None else (getattr(low, name) + getattr(high, name)) / 2
-                for name in ("nngp", "ntk", "cov1", "cov2")
-            }
-        )
-
-    return stax.layer(lambda: (first[0], first[1], kernel_function))()
 
 
 def _padding(stax: Any, sizes: tuple[tuple[int, int], ...], mode: str) -> list[Any]:
