@@ -70,7 +70,7 @@ def prepare(tool: str, case: Case, folder: Path, device: str) -> tuple[Callable[
     if case.network == "transformer":
         network = partial(network, one_hot=TOOLS[tool] == "STRUCTURED_DERIVATIVES")
     kernel = nt.empirical_ntk_fn(
-        lambda p, inputs: network(p, inputs),
+        network,
         trace_axes=(-1,) if case.reduce == "trace" else (),
         vmap_axes=0,
         implementation=nt.NtkImplementation[TOOLS[tool]],

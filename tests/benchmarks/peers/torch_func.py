@@ -15,6 +15,7 @@ from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
 TOOLS = {"torch.func Jacobian": "jacobian", "torch.func products": "products"}
 PAIRS = 256  # of samples at a time in the recipe by products
+SAMPLES = 16  # at a time in the recipe by Jacobians: a fifth faster than all 64 on the CNN, as fast on the Transformer
 
 
 def versions() -> dict[str, str]:
@@ -36,7 +37,7 @@ def _single(network: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]
 
 def by_jacobians(network: nn.Module, parameters: dict[str, Tensor], x: Tensor, reduce: str) -> Tensor:
     """Per-sample Jacobians of all parameters, contracted."""
-    jacobians = vmap(jacrev(_single(network)), (None, 0))(parameters, x)
+    jacobians = vmap(jacrev(_single(network)), (None, 0), chunk_size=SAMPLES)(parameters, x)
     equation = "Naf,Mbf->NMab" if reduce == "full" else "Naf,Maf->NM"
     total: Tensor | None = None
     for jacobian in jacobians.values():
