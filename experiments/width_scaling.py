@@ -56,7 +56,7 @@ class WidthScalingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    widths: list[Positive] = [16, 32, 64, 128, 256, 512, 1024]
+    widths: list[int] = [16, 32, 64, 128, 256, 512, 1024]
     fit_from: Positive = 64
     depth: Positive = 3
     slope: Annotated[float, Field(ge=-0.5, lt=1)] = 0.0
@@ -68,8 +68,10 @@ class WidthScalingConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> WidthScalingConfig:
-        if len(self.widths) < 2 or sorted(set(self.widths)) != self.widths:
-            raise ValueError(f"setting 'widths': found {self.widths}, expected two or more increasing widths")
+        if sorted({0, *self.widths}) != [0, *self.widths] or len(self.widths) < 2:
+            raise ValueError(
+                f"setting 'widths': found {self.widths}, expected two or more widths, increasing from 1 on"
+            )
         if sum(width >= self.fit_from for width in self.widths) < 2:
             raise ValueError(
                 f"setting 'fit_from': found {self.fit_from}, expected at most the second largest width, "

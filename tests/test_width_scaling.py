@@ -99,8 +99,9 @@ def test_deviation_from_the_analytic_kernel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"widths": [16]}, "setting 'widths': found [16], expected two or more increasing widths"),
-        ({"widths": [32, 16]}, "expected two or more increasing widths"),
+        ({"widths": [16]}, "setting 'widths': found [16], expected two or more widths, increasing from 1 on"),
+        ({"widths": [32, 16]}, "expected two or more widths, increasing from 1 on"),
+        ({"widths": [0, 16, 64, 128]}, "setting 'widths': found [0, 16, 64, 128], expected two or more widths"),
         ({"widths": [16, 32, 64]}, "setting 'fit_from': found 64, expected at most the second largest width, 32"),
         ({"initializations": 2}, "setting 'initializations': found 2, expected greater than or equal to 3"),
         ({"slope": 1.0}, "setting 'slope': found 1.0"),
