@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -308,6 +309,37 @@ def test_max_memory_chooses_the_chunk() -> None:
         np.testing.assert_allclose(operator @ np.ones(60), expected, rtol=1e-4)
     assert parts[0] == 30
     assert parts[0] > parts[1] > parts[2] == 1
+
+
+MEASURED = """
+import sys, numpy, torch
+from torch import nn
+from ntkdyn import NTKOperator
+
+def held(entry):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(entry))
+
+torch.set_num_threads(1)
+layers = [layer for _ in range(4) for layer in (nn.Linear(256, 256), nn.ReLU())]
+model, x = nn.Sequential(*layers, nn.Linear(256, 2)), torch.randn(8192, 256)
+NTKOperator(model, x[:4], chunk=2) @ numpy.ones(8)  # what torch loads on its first call is no memory of ours
+vector, before = numpy.ones(2 * len(x)), held("VmRSS")
+operator = NTKOperator(model, x, max_memory=int(sys.argv[1]))
+for _ in range(2):
+    operator @ vector
+print(held("VmHWM") - before - x.nbytes, len(operator._parts))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
+def test_peak_stays_below_max_memory() -> None:
+    budget = 2**26
+    command = [sys.executable, "-P", "-W", "ignore", "-c", MEASURED, str(budget)]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    peak, parts = (int(number) for number in output.split())
+    assert parts > 1
+    assert budget / 8 < peak <= budget
 
 
 class WithoutSecondDerivative(torch.autograd.Function):
