@@ -171,3 +171,35 @@ def read(case: Case, folder: Path, device: str = "cpu") -> tuple[nn.Module, Tens
     network = build(case).to(device)
     network.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     return network, batch
+
+
+def kinks(network: nn.Module, x: Tensor, tolerance: float = 1e-6) -> Tensor:
+    """Samples [N] with an activation's input within rounding of 0: |input| < tolerance * rms of the layer's inputs.
+
+    There two right programs in float32 may take different sides of a ReLU, and the whole row of the kernel differs.
+    """
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def look(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        values = arguments[0].detach().flatten(1)
+        found.logical_or_((values.abs() < tolerance * values.square().mean().sqrt()).any(1))
+
+    units = [module for name, module in network.named_modules() if name.rpartition(".")[2].startswith("act")]
+    handles = [unit.register_forward_hook(look) for unit in units]
+    with torch.no_grad():
+        network(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def autograd_block(network: nn.Module, x: Tensor) -> Tensor:
+    """Full kernel [N, N, C, C] of a few samples from rows of the Jacobian by plain autograd, one at a time."""
+    parameters = list(network.parameters())
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(network(x[i : i + 1])[0, c], parameters)])
+        for i in range(len(x))
+        for c in range(OUTPUTS)
+    ]
+    jacobian = torch.stack(rows)
+    return (jacobian @ jacobian.T).view(len(x), OUTPUTS, len(x), OUTPUTS).permute(0, 2, 1, 3)

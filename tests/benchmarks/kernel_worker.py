@@ -3,6 +3,7 @@
 load   import, build the network, read the inputs, note the level of memory; compile where the tool compiles
 run    one call: CPU seconds (user and system, all threads), wall seconds, peak memory above the level after load
 flops  floating-point operations of one call
+verify the reference against plain autograd, and the samples at a kink
 save   the last result to the .npy file that follows the word
 
 Started by kernel.py, which puts the limits on threads into the environment.
@@ -103,6 +104,21 @@ class Worker:
         array = self.to_array(self.result)
         np.save(path, array)
         return {"shape": list(array.shape)}
+
+    def verify(self) -> dict[str, Any]:
+        """Of the last result in float64: its error on two samples against plain autograd, and samples at a kink."""
+        import torch
+        from kernel_networks import autograd_block, kinks, read
+
+        network, x = read(self.case, Path(self.order["folder"]), self.order["device"])
+        network, x = network.double(), x.double() if x.is_floating_point() else x
+        chosen = torch.tensor([0, len(x) // 2])
+        block = autograd_block(network, x[chosen])
+        if self.case.reduce == "trace":
+            block = block.diagonal(dim1=2, dim2=3).sum(-1)
+        found = self.result[chosen][:, chosen]
+        at_kink = kinks(network, x).nonzero().flatten().tolist()
+        return {"difference": float((found - block).norm() / block.norm()), "kinks": at_kink}
 
     def _synchronize(self) -> None:
         if self.order["device"].startswith("cuda"):
