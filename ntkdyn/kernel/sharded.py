@@ -95,9 +95,10 @@ def sharded_ntk(
     for any number of processes, given the same tile size, number of threads, device and version of torch.
 
     Each tile differentiates its own samples, so a sample is differentiated N / tile times instead of once. The
-    products of a tile grow with tile², so what this adds depends on the tile and not on N. Measured on one core, as a
-    multiple of the kernel in one piece: MLP 784-512-512-512-10, reduce="full", tiles of 500, 250, 125 samples 1.0, 0.9,
-    1.0; "trace" 1.0, 1.2, 1.7; CNN of five convolutions on 32×32 images, "full", tiles of 128 and 64 samples 1.4, 2.2.
+    products of a tile grow with tile², so what this adds depends on the tile and not on N. CPU time on one core, as a
+    multiple of the kernel in one piece: MLP 784-512-512-512-10, 1000 samples, reduce="full", tiles of 500, 250, 125
+    samples 0.9, 0.8, 1.1; "trace" 1.5, 2.8, 6.2; CNN of five convolutions, 256 images of 32×32, "full", tiles of 128
+    and 64 samples 1.4, 2.1. So take tiles as large as memory allows.
 
     Args:
         model, x1, x2, reduce, forward, parameters, metric, engine, dtype, max_memory: as in ``empirical_ntk``.

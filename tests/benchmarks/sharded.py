@@ -112,8 +112,8 @@ def measured(options: argparse.Namespace, processes: int) -> tuple[str, str]:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), __file__]
         command += ["--worker", name, "--samples", str(options.samples), "--tile", str(options.tile)]
         command += ["--width", str(options.width), "--outputs", str(options.outputs)]
-        # Also what torchrun starts with several processes, each with one thread.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+        # torchrun leaves its logs in the folder for temporary files.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "TMPDIR": name}
         subprocess.run([sys.executable, *command], env=environment, check=True)
         costs = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
 

@@ -328,7 +328,7 @@ def test_benchmark_at_a_small_size(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "sharded.py"
     done = subprocess.run(
         [sys.executable, str(script), "--samples", "48", "--tile", "20", "--width", "16", "--processes", "2"],
-        env=_environment(),
+        env=_environment(TMPDIR=str(tmp_path)),
         cwd=tmp_path,
         capture_output=True,
         text=True,
