@@ -38,7 +38,7 @@ sys.path.insert(0, str(HERE))  # python -P leaves it out
 
 import kernel_networks  # noqa: E402
 import kernel_report  # noqa: E402
-from kernel_cases import CASES, GOALS, Case  # noqa: E402
+from kernel_cases import CASES, GOALS, Case, mlp  # noqa: E402
 
 # Tool -> (file in peers/, package that it needs)
 TOOLS: dict[str, tuple[str, str]] = {
@@ -53,6 +53,9 @@ TOOLS: dict[str, tuple[str, str]] = {
     "TorchJD autogram": ("torchjd_autogram", "torchjd"),
     "torchntk": ("torchntk_autograd", "torchntk"),
 }
+SCALED = ("ntkdyn", "neural-tangents structured", "torch.func Jacobian")
+SCALING_BASE = {"samples": 64, "width": 512, "depth": 3}
+SCALES = {"samples": [32, 64, 128, 256], "width": [128, 256, 512, 1024], "depth": [2, 4, 8, 16]}
 RATES = ("torch mm", "torch mm, fast float32", "NumPy matmul")
 
 
@@ -125,7 +128,7 @@ class Process:
             raise Failed("the process has ended") from None
         start, used = time.monotonic(), self.cpu_seconds()
         while not select.select([self.process.stdout], [], [], 0.2)[0]:
-            # Its own seconds count, because the machine may have other work; five times as many on the clock end it too.
+            # Its own seconds count, for the machine may have other work; five times as many on the clock end it too.
             if self.cpu_seconds() - used > seconds or time.monotonic() - start > 5 * seconds:
                 self.end()
                 raise Failed(f"> {seconds:.0f} s")
@@ -273,6 +276,21 @@ class Run:
         return rates
 
 
+def scaling(run: Run, tools: Sequence[str]) -> dict[str, Any]:
+    """CPU seconds of the full kernel of an MLP against samples, width and depth, the other two held."""
+    found: dict[str, Any] = {}
+    for axis, values in SCALES.items():
+        found[axis] = {"values": values, "cpu_s": {tool: [] for tool in tools}}
+        for value in values:
+            settings = {**SCALING_BASE, axis: value}
+            case = mlp(settings["samples"], "full", width=settings["width"], depth=settings["depth"])
+            print(f"{axis} {value}", file=sys.stderr)
+            for tool in run.measure(case, tools, check=False)["tools"]:
+                seconds = None if tool["failed"] else statistics.median(tool["cpu_s"])
+                found[axis]["cpu_s"][tool["tool"]].append(seconds)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(CASES), help="default: all with a goal")
@@ -298,6 +316,12 @@ def main() -> None:
         "command": " ".join(["kernel.py", *sys.argv[1:]]),
         "limits": run.limits.__dict__, "rates": run.rates(), "cases": [],
     }  # fmt: skip
+    if options.scaling:
+        report["scaling"] = scaling(run, options.tool or list(SCALED))
+        (options.out / "scaling.json").write_text(json.dumps(report, indent=1))
+        kernel_report.draw_scaling(report, options.out / "scaling.png")
+        print(kernel_report.scaling_table(report))
+        return
     tools = options.tool or list(TOOLS)
     for name in options.case or GOALS:
         case = replace(CASES[name], activation=options.activation)

@@ -121,3 +121,42 @@ def _goal_row(entry: dict[str, Any], best: float) -> str:
             memory = "less" if ours["peak_mb"] <= peer["peak_mb"] else "more"
     goal = f"{case['goal']:g}x" if case["goal"] else "-"
     return f"| {case['title']} | {own} | {other} | {ratio} | {goal} | {memory} | {work} | {share} | {error} |"
+
+
+def slope(values: Sequence[float], seconds: Sequence[float | None]) -> float | None:
+    """Slope of log seconds against log values by least squares over the upper half of the values, where cost is."""
+    points = [(value, second) for value, second in zip(values, seconds, strict=True) if second][-3:]
+    if len(points) < 3:
+        return None
+    horizontal, vertical = np.log(np.array(points)).T
+    return float(np.polyfit(horizontal, vertical, 1)[0])
+
+
+def scaling_table(report: dict[str, Any]) -> str:
+    """Markdown: CPU seconds for each value, and the slope over the last three."""
+    lines = [f"{report['date']}, {report['processor']}, {report['threads']} thread(s), full kernel of an MLP, CPU s."]
+    for axis, found in report["scaling"].items():
+        values = " | ".join(str(value) for value in found["values"])
+        lines += ["", f"| {axis} | {values} | log-log slope |", "|---" * (len(found["values"]) + 2) + "|"]
+        for tool, seconds in found["cpu_s"].items():
+            cells = " | ".join("-" if second is None else f"{second:.3g}" for second in seconds)
+            steep = slope(found["values"], seconds)
+            lines.append(f"| {tool} | {cells} | {'-' if steep is None else f'{steep:.2f}'} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_scaling(report: dict[str, Any], path: Path) -> None:
+    """One panel for each axis, both scales logarithmic, slopes in the legend."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(report["scaling"]), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(report["scaling"]), sharey=True, squeeze=False)[0]
+    for ax, (axis, found) in zip(panels, report["scaling"].items(), strict=True):
+        for tool, seconds in found["cpu_s"].items():
+            steep = slope(found["values"], seconds)
+            label = tool if steep is None else f"{tool}, slope {steep:.2f}"
+            ax.loglog(found["values"], [np.nan if second is None else second for second in seconds], "o-", label=label)
+        ax.set_xlabel(axis)
+        ax.legend(fontsize=7)
+    panels[0].set_ylabel("CPU seconds, full kernel of an MLP")
+    figure.savefig(path, dpi=150)
