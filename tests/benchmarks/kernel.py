@@ -304,6 +304,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=8, help="GB above the level after loading")
     parser.add_argument("--share", type=float, default=20, help="seconds in a case after which a tool rests")
     parser.add_argument("--scaling", action="store_true", help="cost against samples, width and depth instead")
+    parser.add_argument("--no-rates", action="store_true", help="do not measure matrix products")
     parser.add_argument("--out", type=Path, default=Path("kernel_benchmark"), help="folder")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are ended
@@ -314,7 +315,7 @@ def main() -> None:
         "processor": kernel_report.processor(), "python": platform.python_version(), "threads": options.threads,
         "device": options.device, "rounds": options.rounds, "activation": options.activation,
         "command": " ".join(["kernel.py", *sys.argv[1:]]),
-        "limits": run.limits.__dict__, "rates": run.rates(), "cases": [],
+        "limits": run.limits.__dict__, "rates": {} if options.no_rates else run.rates(), "cases": [],
     }  # fmt: skip
     if options.scaling:
         report["scaling"] = scaling(run, options.tool or list(SCALED))

@@ -115,7 +115,8 @@ def _goal_row(entry: dict[str, Any], best: float) -> str:
         error = f"{ours['error_frobenius']:.0e}" if ours["error_frobenius"] is not None else "-"
         if ours["flops"]:
             work = f"{ours['flops'] / 1e9:.1f}"
-            share = f"{ours['flops'] / 1e9 / _cpu(ours) / best:.0%}"
+            if np.isfinite(best):
+                share = f"{ours['flops'] / 1e9 / _cpu(ours) / best:.0%}"
         if peer:
             ratio = f"{_cpu(peer) / _cpu(ours):.2f}x"
             memory = "less" if ours["peak_mb"] <= peer["peak_mb"] else "more"
