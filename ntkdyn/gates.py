@@ -49,8 +49,8 @@ def _wrapped(tensor: Tensor) -> bool:
 class _Sloped(torch.autograd.Function):
     """relu(x) + a * clamp_max(x, 0), bit for bit, with a derivative that allocates less.
 
-    Training the activation alone on 32 x 64 x 32 x 32 numbers takes 0.7 to 0.9 times as long as nn.PReLU, and 1.3 to 1.7
-    times with the derivative that autograd puts together (tests/benchmarks/gate.py).
+    Training the activation alone on 32 x 64 x 32 x 32 numbers takes 0.7 to 0.9 times as long as nn.PReLU, and 1.3 to
+    1.7 times with the derivative that autograd puts together (tests/benchmarks/gate.py).
     Not torch.prelu: its second derivatives and its forward mode take 1 for the slope at exactly 0, and under
     vmap(jacrev) it is silently wrong when samples == outputs (torch 2.13; test_derivatives_where_prelu_is_wrong).
     """

@@ -15,6 +15,7 @@ from torch.nn import functional
 from ntkdyn import Gate, Projection, SummedOutputs, empirical_ntk
 from ntkdyn.errors import ConfigurationError, NondeterministicForward, UnsupportedLayer
 from ntkdyn.kernel import contraction, selfcheck
+from ntkdyn.kernel.accumulator import Accumulator
 from ntkdyn.kernel.rules import rules
 from ntkdyn.kernel.selfcheck import check_ntk
 
@@ -97,7 +98,7 @@ class Tokens(nn.Module):
         return hidden
 
 
-@pytest.mark.parametrize("route", ["_add_gram", "_add_pairs", "_rows"])
+@pytest.mark.parametrize("route", ["_add_gram", "_add_pairs", "add_rows"])
 @pytest.mark.parametrize("per", [None, "parameter"])
 def test_a_route_that_is_wrong(route: str, per: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -107,12 +108,13 @@ def test_a_route_that_is_wrong(route: str, per: Any, monkeypatch: pytest.MonkeyP
 
     def spoiled(*arguments: Any) -> Any:
         taken.append(route)
-        if route == "_rows":
-            return 1.01 * original(*arguments)
+        if route == "add_rows":
+            return original(arguments[0], 1.01 * arguments[1], arguments[2])
         return original(*arguments[:3], 1.01 * arguments[3], *arguments[4:])
 
-    original = getattr(contraction, route)
-    monkeypatch.setattr(contraction, route, spoiled)
+    owner = Accumulator if route == "add_rows" else contraction
+    original = getattr(owner, route)
+    monkeypatch.setattr(owner, route, spoiled)
     with pytest.raises(UnsupportedLayer, match=r"layer '(table|wide|norm|head)'"):
         check_ntk(model, tokens, per=per)
     assert taken
