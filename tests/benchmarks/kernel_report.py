@@ -113,6 +113,8 @@ def _goal_row(entry: dict[str, Any], best: float) -> str:
     ratio = memory = work = share = error = "-"
     if ours and not ours["failed"]:
         error = f"{ours['error_frobenius']:.0e}" if ours["error_frobenius"] is not None else "-"
+        if not entry["reference"].get("right", True):
+            error = f"reference off by {entry['reference']['difference']:.0e}"
         if ours["flops"]:
             work = f"{ours['flops'] / 1e9:.1f}"
             if np.isfinite(best):

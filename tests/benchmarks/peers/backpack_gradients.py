@@ -32,6 +32,9 @@ def prepare(tool: str, case: Case, folder: Path, device: str) -> tuple[Callable[
         logits = network(x)
         with backpack(BatchGrad()):
             logits[:, output].sum().backward(inputs=parameters)
+        lacking = [name for name, parameter in network.named_parameters() if not hasattr(parameter, "grad_batch")]
+        if lacking:
+            raise NotImplementedError(f"no per-sample gradients of {lacking[0]}")
 
     def trace() -> Tensor:
         kernel = torch.zeros(case.shape(), device=x.device)
