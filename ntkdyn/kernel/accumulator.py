@@ -13,7 +13,7 @@ from torch import Tensor
 
 Combine = Literal["trace", "each", "full"]
 # Rows of a panel: fewer waste less above the diagonal, more are multiplied faster.
-_LEAST_ROWS = 64
+_LEAST_ROWS = 32
 _PANELS = 8
 # Numbers in the intermediate of one Hadamard product; 4 MiB in float32 stay in the cache.
 _BLOCK = 2**20

@@ -1,86 +1,22 @@
-"""Products of per-sample gradients, leaf by leaf: J₁ diag(s) J₂ᵀ added to a tile, by the cheapest exact route."""
+"""Products of per-sample gradients, parameter by parameter: J₁ diag(s) J₂ᵀ added to a tile, by the cheapest route."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .accumulator import Accumulator, Combine
-from .sides import Factors, Form, Side, Use, ranges
+from .accumulator import Accumulator
+from .costs import Extent, cheapest
+from .rows import Piece, Scale, Workspace, add_rows_in_parts, whole_rows
+from .sides import Factors, Form, Side, ranges
 
-Route = Literal["rows", "gram", "pairs"]
-Scale = float | Tensor
-
-# Operations in the time that one byte takes to or from memory; between processors of today it hardly differs.
-_OPERATIONS_PER_BYTE = 8.0
 # Numbers in one intermediate: 4 MiB in float32 stay in the cache.
 _BLOCK = 2**20
 # Narrow Jacobians (norms, slopes, biases) are put side by side until a product is worth its pass over the result.
 _NARROW = 1024
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one route: operations, and bytes to and from memory."""
-
-    flops: float
-    bytes: float
-
-    @property
-    def units(self) -> float:
-        """What routes are compared by; a fixed exchange rate, so that the choice is the same on every run."""
-        return self.flops + _OPERATIONS_PER_BYTE * self.bytes
-
-
-@dataclass(frozen=True)
-class Extent:
-    """Sizes of one product: samples of both sides, directions, how these are combined, bytes of a number."""
-
-    sizes: tuple[int, int]
-    count: int
-    combine: Combine
-    symmetric: bool
-    itemsize: int
-
-
-def costs(form: Form, extent: Extent) -> dict[Route, Cost]:
-    """Cost of each route that is exact for this form."""
-    size, size_2 = extent.sizes
-    count = extent.count
-    pairs = count**2 if extent.combine == "full" else count
-    half = 0.55 if extent.symmetric else 1.0
-    sides = size if extent.symmetric else size + size_2
-    width, itemsize = form.numbers, extent.itemsize
-    result = half * size * size_2 * (pairs if extent.combine != "trace" else 1)
-    product = 2.0 * half * pairs * size * size_2 * width
-    row_bytes = itemsize * (3.0 * sides * count * width + 2 * result)
-    if form.positions == 0:
-        return {"rows": Cost(product, row_bytes)}
-    making = 0.0 if form.classes or form.bias else 2.0 * sides * count * form.positions * width
-    found: dict[Route, Cost] = {"rows": Cost(making + product, row_bytes)}
-    squares = half * size * size_2 * form.positions**2
-    features = 0 if form.bias else form.d_in
-    if form.classes:
-        # Pairs of equal tokens, were all tokens equally frequent.
-        matching = max(1.0, squares / half / form.classes)
-        found["pairs"] = Cost(2.0 * matching * pairs * form.d_out, 3.0 * itemsize * matching * count * form.d_out)
-        features = 0
-    elementwise = squares * (pairs if extent.combine != "trace" else 1)
-    found["gram"] = Cost(2.0 * squares * (features + pairs * form.d_out), itemsize * (2 * elementwise + 2 * result))
-    return found
-
-
-def cheapest(form: Form, extent: Extent) -> Route:
-    """The route that is taken."""
-    found = costs(form, extent)
-    return min(found, key=lambda route: found[route].units)
-
-
-Piece = tuple[Use, str]
 
 
 def pieces(side: Side) -> dict[str, list[Piece]]:
@@ -92,73 +28,114 @@ def pieces(side: Side) -> dict[str, list[Piece]]:
     return found
 
 
-def contract(
-    first: Side,
-    second: Side,
-    names: Sequence[str],
-    accumulators: Mapping[str, Accumulator],
-    scales: Mapping[str, Scale],
-    *,
-    extent: Extent,
-    release: bool,
-) -> None:
-    """Add the contribution of each named parameter to its accumulator.
+class Contraction:
+    """Adds the contributions of parameters to tiles.
 
     Args:
-        first, second: sides; the same object for a symmetric tile.
+        first, second: sides of the tile; the same object for a symmetric one.
         accumulators: by name of the parameter; several may share one.
-        release: forget the output gradients of ``second`` (and of ``first`` where they are the same) on the way.
+        scales: the metric by name of the parameter.
+        extent: sizes by which routes are chosen.
     """
-    found, found_2 = pieces(first), pieces(second)
-    narrow: dict[int, tuple[Accumulator, list[Tensor], list[Tensor]]] = {}
-    done: set[str] = set()
-    remaining = {id(use): len(use.call.names) for use in second.uses}
-    for name in names:
-        target, scale = accumulators[name], scales.get(name, 1.0)
-        if name not in done and (name in found or name in first.rest) and (name in found_2 or name in second.rest):
-            parts, parts_2 = found.get(name, []), found_2.get(name, [])
-            route: Route = "rows"
-            recognized = name not in first.rest and name not in second.rest
-            form = _common_form(parts, parts_2) if recognized and not isinstance(scale, Tensor) else None
-            if form is not None:
-                route = cheapest(form, extent)
-            if route == "rows":
-                width = _width(name, parts, first)
-                rows = _rows(name, parts, first, scale)
-                rows_2 = rows if second is first else _rows(name, parts_2, second, scale)
-                if width < _NARROW:
-                    _, held, held_2 = narrow.setdefault(id(target), (target, [], []))
-                    held.append(rows)
-                    held_2.append(rows_2)
-                    if sum(one.shape[-1] for one in held) >= _NARROW:
-                        _flush(*narrow.pop(id(target)))
-                else:
-                    target.add_rows(rows, rows_2)
-                del rows, rows_2
+
+    def __init__(
+        self,
+        first: Side,
+        second: Side,
+        accumulators: Mapping[str, Accumulator],
+        scales: Mapping[str, Scale],
+        extent: Extent,
+        workspace: Workspace,
+    ) -> None:
+        self._first, self._second = first, second
+        self._pieces = pieces(first)
+        self._pieces_2 = self._pieces if second is first else pieces(second)
+        self._accumulators = accumulators
+        self._scales = scales
+        self._extent = extent
+        self._workspace = workspace
+        self._narrow: dict[int, tuple[Accumulator, list[Tensor], list[Tensor]]] = {}
+        self._done: set[str] = set()
+
+    def add(self, names: Sequence[str], *, release: bool) -> None:
+        """Add all named parameters.
+
+        Args:
+            release: forget the output gradients of ``second`` (and of ``first`` where they are the same) on the way.
+        """
+        waiting = {id(use): len(use.call.names) for use in self._second.uses}
+        for name in names:
+            if name not in self._done and self._is_used(name):
+                self._add(name)
+            if release:
+                for use, _ in self._pieces_2.get(name, []):
+                    waiting[id(use)] -= 1
+                    if waiting[id(use)] == 0:
+                        use.forget()
+        for entry in self._narrow.values():
+            _flush(*entry)
+
+    def _is_used(self, name: str) -> bool:
+        sides = ((self._first, self._pieces), (self._second, self._pieces_2))
+        return all(name in found or name in side.rest for side, found in sides)
+
+    def _add(self, name: str) -> None:
+        target, scale = self._accumulators[name], self._scales.get(name, 1.0)
+        parts, parts_2 = self._pieces.get(name, []), self._pieces_2.get(name, [])
+        recognized = name not in self._first.rest and name not in self._second.rest
+        form = _common_form(parts, parts_2) if recognized else None
+        if form is None:
+            self._add_narrow(target, *self._whole_rows(name, scale))
+            return
+        route = "rows" if isinstance(scale, Tensor) else cheapest(form, self._extent)
+        if route == "rows" and (form.bias or form.classes):
+            self._add_narrow(target, *self._whole_rows(name, scale))
+        elif route == "rows":
+            add_rows_in_parts(target, (self._first, parts), (self._second, parts_2), scale, self._workspace)
+        else:
+            number = cast(float, scale)
+            factors = _factors(parts, self._first)
+            factors_2 = factors if self._second is self._first else _factors(parts_2, self._second)
+            if route == "pairs":
+                _add_pairs(target, factors, factors_2, number)
             else:
-                assert form is not None
-                partner = _bias_of(parts, found, found_2, accumulators, target, scales)
-                factors = _factors(parts, first)
-                factors_2 = factors if second is first else _factors(parts_2, second)
-                extra = 0.0
-                if partner is not None:
-                    bias_scale = scales.get(partner, 1.0)
-                    assert not isinstance(bias_scale, Tensor)
-                    extra = bias_scale
-                    done.add(partner)
-                assert not isinstance(scale, Tensor)
-                if route == "pairs":
-                    _add_pairs(target, factors, factors_2, scale)
-                else:
-                    _add_gram(target, factors, factors_2, scale, extra)
-                del factors, factors_2
-        if release:
-            for use, _ in found_2.get(name, []):
-                remaining[id(use)] -= 1
-                if remaining[id(use)] == 0:
-                    use.gradients, use.inputs = use.gradients.new_empty(0), []
-    for entry in narrow.values():
-        _flush(*entry)
+                _add_gram(target, factors, factors_2, number, self._take_bias(name, parts))
+
+    def _whole_rows(self, name: str, scale: Scale) -> tuple[Tensor, Tensor]:
+        rows = whole_rows(name, self._pieces.get(name, []), self._first, scale)
+        if self._second is self._first:
+            return rows, rows
+        return rows, whole_rows(name, self._pieces_2.get(name, []), self._second, scale)
+
+    def _add_narrow(self, target: Accumulator, rows: Tensor, rows_2: Tensor) -> None:
+        if rows.shape[-1] >= _NARROW:
+            target.add_rows(rows, rows_2)
+            return
+        entry = self._narrow.setdefault(id(target), (target, [], []))
+        entry[1].append(rows)
+        entry[2].append(rows_2)
+        if sum(one.shape[-1] for one in entry[1]) >= _NARROW:
+            _flush(*self._narrow.pop(id(target)))
+
+    def _take_bias(self, name: str, parts: Sequence[Piece]) -> float:
+        """Scale of the bias that is used with this weight, only there, and added to the same kernel; else 0.
+
+        Σ (a·b + 1)(g·h) then gives both at once.
+        """
+        if len(parts) != 1 or parts[0][1] != "weight":
+            return 0.0
+        use = parts[0][0]
+        bias = use.call.names.get("bias")
+        if bias is None or len(self._pieces[bias]) != 1 or len(self._pieces_2.get(bias, [])) != 1:
+            return 0.0
+        scale = self._scales.get(bias, 1.0)
+        apart = self._accumulators.get(bias) is not self._accumulators[name]
+        if apart or isinstance(scale, Tensor) or not use.form("bias").bias or use.form("weight").classes:
+            return 0.0
+        if bias in self._first.rest or bias in self._second.rest:
+            return 0.0
+        self._done.add(bias)
+        return scale
 
 
 def _flush(target: Accumulator, rows: list[Tensor], rows_2: list[Tensor]) -> None:
@@ -167,39 +144,15 @@ def _flush(target: Accumulator, rows: list[Tensor], rows_2: list[Tensor]) -> Non
     target.add_rows(joined, joined if same else torch.cat(rows_2, 2))
 
 
-def _width(name: str, parts: Sequence[Piece], side: Side) -> int:
-    return parts[0][0].form(parts[0][1]).numbers if parts else int(side.rest[name].shape[-1])
-
-
 def _common_form(parts: Sequence[Piece], parts_2: Sequence[Piece]) -> Form | None:
     """The form of the sum over all uses; None where it is no one sum of outer products."""
     forms = [use.form(role) for use, role in (*parts, *parts_2)]
     kinds = {(form.d_out, form.d_in, form.classes, form.bias, form.positions > 0) for form in forms}
     if len(kinds) != 1 or forms[0].positions == 0:
-        return forms[0] if len(parts) == len(parts_2) == 1 and forms[0].positions == 0 else None
+        return None
     positions = max(sum(form.positions for form in forms[: len(parts)]), sum(f.positions for f in forms[len(parts) :]))
     one = forms[0]
     return Form(positions, one.d_out, one.d_in, one.classes, one.numbers, one.bias)
-
-
-def _bias_of(
-    parts: Sequence[Piece],
-    found: Mapping[str, Sequence[Piece]],
-    found_2: Mapping[str, Sequence[Piece]],
-    accumulators: Mapping[str, Accumulator],
-    target: Accumulator,
-    scales: Mapping[str, Scale],
-) -> str | None:
-    """Name of the bias that is used where the weight is, once, and added to the same kernel: Σ (a·b + 1)(g·h)."""
-    if len(parts) != 1 or parts[0][1] != "weight":
-        return None
-    use = parts[0][0]
-    name = use.call.names.get("bias")
-    if name is None or len(found[name]) != 1 or len(found_2.get(name, [])) != 1 or accumulators[name] is not target:
-        return None
-    if isinstance(scales.get(name, 1.0), Tensor) or not use.form("bias").bias or use.form("weight").classes:
-        return None
-    return name
 
 
 def _factors(parts: Sequence[Piece], side: Side) -> Factors:
@@ -211,63 +164,6 @@ def _factors(parts: Sequence[Piece], side: Side) -> Factors:
     rights = [one.right for one in factors if one.right is not None]
     right = torch.cat(rights, 1) if rights else None
     return Factors(torch.cat([one.left for one in factors], 2), right, factors[0].classes)
-
-
-def _rows(name: str, parts: Sequence[Piece], side: Side, scale: Scale) -> Tensor:
-    """Rows √s J [N, K, P] of one parameter, all uses summed."""
-    rows = side.rest.get(name)
-    fresh = False
-    for use, role in parts:
-        rows, fresh = _add_use(rows, use, role, side.size), True
-    assert rows is not None
-    if isinstance(scale, Tensor):
-        root = scale.flatten().sqrt()
-        return rows.mul_(root) if fresh else rows * root
-    if scale != 1.0:
-        return rows.mul_(scale**0.5) if fresh else rows * scale**0.5
-    return rows
-
-
-def _add_use(rows: Tensor | None, use: Use, role: str, size: int) -> Tensor:
-    form = use.form(role)
-    # Windows of a convolution are as many times its input as the kernel is large: a few samples at a time.
-    length = max(1, _BLOCK // max(1, form.positions * form.d_in)) if form.positions and not form.classes else size
-    result: Tensor | None = None
-    for samples in ranges(slice(0, size), length):
-        found = use.contribution(role, samples)
-        if isinstance(found, Tensor) or found.right is None:
-            values = found if isinstance(found, Tensor) else found.left.sum(2)
-            if length >= size and rows is None:
-                return values.contiguous()
-            values = values.flatten(2)
-        else:
-            values = None
-        if result is None:
-            count = use.gradients.shape[1]
-            result = use.gradients.new_empty(size, count, form.numbers)
-        if values is not None:
-            result[samples] = values
-        else:
-            assert isinstance(found, Factors)
-            _multiply_out(found, result[samples])
-    assert result is not None
-    return result if rows is None else result.add_(rows)
-
-
-def _multiply_out(factors: Factors, target: Tensor) -> None:
-    """Write Σ_t left ⊗ right into [n, K, P]."""
-    left, right = factors.left, factors.right
-    assert right is not None
-    size, count, positions, width = left.shape
-    if factors.classes:
-        target.zero_()
-        index = right.view(size, 1, positions, 1).expand_as(left)
-        target.view(size, count, factors.classes, width).scatter_add_(2, index, left)
-    elif positions == 1:
-        torch.mul(left.transpose(2, 3), right.unsqueeze(1), out=target.view(size, count, width, -1))
-    else:
-        out = target.view(size, count * width, right.shape[-1])
-        torch.bmm(left.transpose(2, 3).reshape(size, count * width, positions), right, out=out)
 
 
 def _add_gram(target: Accumulator, first: Factors, second: Factors, scale: float, extra: float) -> None:
@@ -303,10 +199,9 @@ def inner_products(right: Tensor, right_2: Tensor) -> Tensor:
 
 def _add_pairs(target: Accumulator, first: Factors, second: Factors, scale: float) -> None:
     """Add the products of matching tokens only."""
-    assert first.right is not None
-    assert second.right is not None
-    positions, positions_2 = first.right.shape[1], second.right.shape[1]
-    matches = (first.right.reshape(-1, 1) == second.right.reshape(1, -1)).nonzero()
+    tokens, tokens_2 = cast(Tensor, first.right), cast(Tensor, second.right)
+    positions, positions_2 = tokens.shape[1], tokens_2.shape[1]
+    matches = (tokens.reshape(-1, 1) == tokens_2.reshape(1, -1)).nonzero()
     left = first.left.transpose(1, 2).flatten(0, 1)
     left_2 = second.left.transpose(1, 2).flatten(0, 1)
     for chosen in ranges(slice(0, len(matches)), max(1, _BLOCK // left[0].numel())):

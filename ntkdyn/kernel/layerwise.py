@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from .accumulator import Accumulator
-from .contraction import contract, inner_products
+from .contraction import Contraction, inner_products
 from .planning import Head, Plan, planned
 from .precision import full_rate
 from .problem import Problem
+from .rows import Workspace
 from .sides import Side, make_side
 from .tracing import refuse_coupling
 
@@ -28,8 +30,7 @@ def blocks(problem: Problem) -> dict[str, Tensor]:
     if found is None:
         # Other samples take another way through the network: run them all at once, and look at that run.
         found = _accumulated(problem, planned(problem, uniform=False))
-    assert found is not None
-    return found
+    return cast(dict[str, Tensor], found)
 
 
 def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
@@ -39,6 +40,7 @@ def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
     tiles, tiles_2 = plan.tiles(problem.sizes[0]), plan.tiles(problem.sizes[1])
     by_direction = plan.by_direction and len(tiles) == len(tiles_2) == 1
     features: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+    workspace = Workspace()
     for group in plan.groups:
         for start in range(0, plan.seeds.count, plan.chunk):
             chosen = range(start, min(start + plan.chunk, plan.seeds.count))
@@ -63,15 +65,9 @@ def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
                         for key, block in result.items()
                     }
                     with full_rate():
-                        contract(
-                            first,
-                            second,
-                            group,
-                            {name: targets[problem.keys[name]] for name in group},
-                            problem.scales,
-                            extent=plan.extent(problem),
-                            release=not same or len(columns) == 1,
-                        )
+                        named = {name: targets[problem.keys[name]] for name in group}
+                        work = Contraction(first, second, named, problem.scales, plan.extent(problem), workspace)
+                        work.add(group, release=not same or len(columns) == 1)
     if symmetric:
         for block in result.values():
             _mirror(plan, block, tiles, by_direction)
@@ -180,8 +176,7 @@ def _add_head(problem: Problem, head: Head, result: dict[str, Tensor], inputs: T
     channels = len(head.weight)
     right, right_2 = (one.to(problem.dtype).reshape(len(one), -1, one.shape[-1]) for one in (inputs, inputs_2))
     for role, name in head.names.items():
-        scale = problem.scales.get(name, 1.0)
-        assert not isinstance(scale, Tensor)
+        scale = cast(float, problem.scales.get(name, 1.0))
         if role == "weight":
             features = inner_products(right, right_2).mul_(scale)
         else:

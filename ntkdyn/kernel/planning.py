@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from ..errors import ConfigurationError
 from .accumulator import Combine
-from .contraction import Extent, cheapest
+from .costs import Extent, cheapest
 from .problem import Problem
 from .sides import Form, Seeds, form, strip_length
-from .tracing import Run, Trace, run, traced
+from .tracing import Run, Trace, traced
 
 # Bytes that the work may take where the caller sets no limit.
 _BUDGET = 2**31
@@ -94,9 +94,8 @@ def planned(problem: Problem, *, uniform: bool = True) -> Plan:
 
     Raises: ConfigurationError: max_memory is too small for one sample.
     """
-    trace = traced(problem)
     with _saved_bytes(problem) as saved:
-        example = run(problem, trace.side, trace.samples, trace)
+        example = traced(problem)
     head = _head(problem, example) if uniform else None
     seeds = _seeds(problem, example, head)
     combine: Combine = problem.combine
@@ -109,7 +108,7 @@ def planned(problem: Problem, *, uniform: bool = True) -> Plan:
                 forms.setdefault(name, []).append(form(call, place, role))
     strip = strip_length(problem, example.calls) if uniform else max(problem.sizes)
     plan = Plan(
-        trace=trace,
+        trace=example.trace,
         head=head,
         seeds=seeds,
         combine=combine,
@@ -205,12 +204,15 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
     head_index = None if plan.head is None else plan.head.index
     inputs: dict[str, float] = {}
     gradients: dict[str, float] = {}
-    for index, (call, _) in enumerate(example.calls):
+    for index, (call, place) in enumerate(example.calls):
         if index != head_index:
+            found = {role: form(call, place, role) for role in call.names}
+            kept = any(one.positions > 0 and not one.bias for one in found.values())
             share = len(call.names) * len(example.outputs)
-            for name in call.names.values():
-                inputs[name] = inputs.get(name, 0) + call.input.numel() * call.input.element_size() / share
-                gradients[name] = gradients.get(name, 0) + call.shape.numel() * itemsize / share
+            for role, name in call.names.items():
+                numbers = call.shape.numel() / share if kept else found[role].numbers
+                gradients[name] = gradients.get(name, 0) + numbers * itemsize
+                inputs[name] = inputs.get(name, 0) + kept * call.input.numel() * call.input.element_size() / share
     # Without a measurement: what layers read, and as much again for what lies between them.
     graph = saved or 3.0 * (sum(inputs.values()) + sum(gradients.values()))
     budget = float(_BUDGET)
@@ -225,11 +227,14 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
         return sides * tile * (held + 1.5 * widest) + passing
 
     names = list(problem.parameters)
+    whole = max(problem.sizes)
+    if memory(names, whole, plan.chunk, 1 if problem.inputs_2 is None else 2) <= budget:
+        return plan
     best: tuple[float, Plan] | None = None
     least = float("inf")
-    tile = max(problem.sizes)
+    tile = whole
     while True:
-        count = -(-max(problem.sizes) // tile)
+        count = -(-whole // tile)
         sides = 1 if problem.inputs_2 is None and count == 1 else 2
         chunk = plan.chunk
         while True:

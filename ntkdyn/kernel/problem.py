@@ -48,6 +48,7 @@ class Problem:
         train_mode: names of layers that may run in training mode.
         max_memory: bytes, or None.
         outputs: number of outputs C; known after the first run.
+        channels_last: images go through the network with their channels innermost in memory.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class Problem:
     train_mode: frozenset[str]
     max_memory: int | None
     outputs: int = field(default=0, init=False)
+    channels_last: bool = field(default=False, init=False)
     running: list[str] = field(default_factory=list, init=False)
 
     @property
@@ -108,6 +110,8 @@ class Problem:
 
     def _copy(self, tensor: Tensor) -> Tensor:
         copy = tensor.detach().clone()
+        if self.channels_last and copy.dim() == 4:
+            copy = copy.contiguous(memory_format=torch.channels_last)
         return copy.to(self.dtype) if self.cast_inputs and copy.is_floating_point() else copy
 
     def refuse_foreign_outputs(self, outputs: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .interception import Call, Interception
 from .problem import Problem, gradients
-from .rules import Outer, Site
+from .rules import Contribution, Outer, Site
 from .tracing import Placement, Run, Trace, run, suppress_failure
 
 # Bytes of one layer's output in a strip of samples: the backward passes of a strip then stay in a processor's cache.
@@ -50,28 +50,96 @@ class Form:
     bias: bool
 
 
-@dataclass
 class Use:
-    """One recognized call: its inputs, and its output gradients [N · F, K, ...] filled strip by strip."""
+    """One recognized call in the runs of a side.
 
-    call: Call
-    place: Placement
-    inputs: list[Tensor]
-    gradients: Tensor
+    Where every parameter of the call has one number a feature (norms, slopes, biases), its rows are made as soon as an
+    output gradient is there; else the gradients [N · F, K, ...] are kept, filled strip by strip. In memory the
+    directions lie just before the features (channels, where these are innermost): all features of all directions at
+    one position are then one row of a matrix.
+    """
 
-    def contribution(self, role: str, samples: slice) -> Factors | Tensor:
-        """Gradients of one parameter for some samples of the side: factors, or rows [n, K, P]."""
-        fold = self.place.fold
-        rows = slice(samples.start * fold, samples.stop * fold)
-        if len(self.inputs) > 1:
-            self.inputs = [torch.cat(self.inputs)]
-        site = Site(input=self.inputs[0][rows], arguments=self.call.arguments)
-        found = self.call.rule.gradient(site)[role](self.gradients[rows].transpose(0, 1))
-        return _by_sample(found, fold, self.gradients.dtype)
+    def __init__(self, call: Call, place: Placement, size: int, count: int, dtype: torch.dtype) -> None:
+        self.call = call
+        self.place = place
+        self._size, self._count, self._dtype = size, count, dtype
+        self._forms = {role: form(call, place, role) for role in call.names}
+        self._at_once = all(one.positions == 0 or one.bias for one in self._forms.values())
+        self._rows: dict[str, Tensor] = {}
+        self._inputs: list[Tensor] = []
+        self._gradients = torch.empty(0)
+        self._contributions: Mapping[str, Contribution] = {}
 
     def form(self, role: str) -> Form:
         """Sizes of what ``contribution`` gives."""
-        return form(self.call, self.place, role)
+        one = self._forms[role]
+        return Form(0, 0, 0, 0, one.numbers, bias=False) if self._at_once else one
+
+    def start_strip(self, call: Call) -> None:
+        """Take the input of the next samples."""
+        inputs = self.place.arrange(call.input)
+        if self._at_once:
+            self._contributions = call.rule.gradient(Site(input=inputs, arguments=call.arguments))
+        else:
+            self._inputs.append(inputs)
+
+    def put(self, gradient: Tensor | None, samples: slice, position: int) -> None:
+        """Take the output gradient of some samples in one direction; None stands for zero."""
+        arranged = None if gradient is None else self.place.arrange(gradient)
+        if self._at_once:
+            for role, one in self._forms.items():
+                if role not in self._rows:
+                    shape = (self._size, self._count, one.numbers)
+                    self._rows[role] = self.call.input.new_zeros(shape, dtype=self._dtype)
+                if arranged is not None:
+                    found = _by_sample(self._contributions[role](arranged.unsqueeze(0)), self.place.fold, self._dtype)
+                    row = found if isinstance(found, Tensor) else found.left.sum(2)
+                    self._rows[role][samples, position] = row[:, 0]
+            return
+        if self._gradients.numel() == 0:
+            self._gradients = self._empty(arranged)
+        fold = self.place.fold
+        rows = self._gradients[samples.start * fold : samples.stop * fold, position]
+        if arranged is None:
+            rows.zero_()
+        else:
+            rows.copy_(arranged)
+
+    def _empty(self, gradient: Tensor | None) -> Tensor:
+        call, size, count = self.call, self._size * self.place.fold, self._count
+        shape = [length for axis, length in enumerate(call.shape) if axis != self.place.axis]
+        like = torch.empty(0, device=call.input.device, dtype=self._dtype)
+        if gradient is not None and gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
+            channels, *space = shape
+            return like.new_empty(size, *space, count, channels).movedim((-2, -1), (1, 2))
+        if call.rule.leading(call.arguments) == len(call.shape) - 1:
+            return like.new_empty(size, *shape[:-1], count, shape[-1]).movedim(-2, 1)
+        return like.new_empty(size, count, *shape)
+
+    def contribution(self, role: str, samples: slice) -> Factors | Tensor:
+        """Gradients of one parameter for some samples of the side: factors, or rows [n, K, P]."""
+        if self._at_once:
+            return self._rows[role][samples]
+        fold = self.place.fold
+        rows = slice(samples.start * fold, samples.stop * fold)
+        if len(self._inputs) > 1:
+            self._inputs = [torch.cat(self._inputs)]
+        site = Site(input=self._inputs[0][rows], arguments=self.call.arguments)
+        found = self.call.rule.gradient(site)[role](self._gradients[rows].transpose(0, 1))
+        return _by_sample(found, fold, self._dtype)
+
+    def new_rows(self, *shape: int) -> Tensor:
+        """Uninitialized memory for rows of the Jacobian."""
+        return torch.empty(shape, device=self.call.input.device, dtype=self._dtype)
+
+    @property
+    def count(self) -> int:
+        """Number of directions K."""
+        return self._count
+
+    def forget(self) -> None:
+        """Free what the contraction no longer needs."""
+        self._gradients, self._inputs, self._rows, self._contributions = torch.empty(0), [], {}, {}
 
 
 def _by_sample(found: Outer | Tensor, fold: int, dtype: torch.dtype) -> Factors | Tensor:
@@ -210,10 +278,9 @@ def make_side(
             if index != head and not wanted.isdisjoint(call.names.values())
         ]
         if not side.uses:
-            side.uses = [_empty_use(problem, call, place, size, len(chosen)) for call, place in used]
-        for use, (call, place) in zip(side.uses, used, strict=True):
-            use.inputs.append(place.arrange(call.input))
-        _send_back(side.uses, found, [call for call, _ in used], part.start - samples.start, seeds, chosen)
+            side.uses = [Use(call, place, size, len(chosen), problem.dtype) for call, place in used]
+        inside = slice(part.start - samples.start, part.stop - samples.start)
+        _send_back(side.uses, found, [call for call, _ in used], inside, seeds, chosen)
         for name in (name for name in found.trace.rest if name in wanted):
             rows.setdefault(name, [])
         for name, values in _rest(problem, number, part, found, list(rows), seeds, chosen).items():
@@ -224,24 +291,18 @@ def make_side(
     return side
 
 
-def _empty_use(problem: Problem, call: Call, place: Placement, size: int, count: int) -> Use:
-    others = [length for axis, length in enumerate(call.shape) if axis != place.axis]
-    shape = (size * place.fold, count, *others)
-    return Use(call, place, [], call.input.new_empty(shape, dtype=problem.dtype))
-
-
-def _send_back(uses: Sequence[Use], found: Run, calls: Sequence[Call], start: int, seeds: Seeds, chosen: range) -> None:
+def _send_back(
+    uses: Sequence[Use], found: Run, calls: Sequence[Call], samples: slice, seeds: Seeds, chosen: range
+) -> None:
+    """Fill in the output gradients of the samples of one run."""
     if not calls:
         return
     target, edges = seeds.target(found), [call.edge for call in calls]
+    for use, call in zip(uses, calls, strict=True):
+        use.start_strip(call)
     for position, number in enumerate(chosen):
         for use, gradient in zip(uses, gradients(target, edges, seeds.cotangent(target, number)), strict=True):
-            fold = use.place.fold
-            rows = use.gradients[start * fold : (start + len(target)) * fold, position]
-            if gradient is None:
-                rows.zero_()
-            else:
-                rows.copy_(use.place.arrange(gradient))
+            use.put(gradient, samples, position)
 
 
 def _rest(

@@ -40,7 +40,7 @@ def _windows(site: Site) -> Tensor:
     else:
         ends = [(p, p) for p in _each_axis(0 if padding == "valid" else padding, axes)]
     # F.pad counts axes from the last one.
-    padded = functional.pad(inputs, [size for pair in reversed(ends) for size in pair])
+    padded = functional.pad(inputs, [size for pair in reversed(ends) for size in pair]).contiguous()
     for axis in range(axes):
         padded = padded.unfold(2 + axis, spans[axis] + 1, stride[axis])[..., :: dilation[axis]]
     # [B, channels, *positions, *kernel] -> [B, groups, positions, channels per group · kernel]; positions innermost,

@@ -1,0 +1,135 @@
+"""Rows of the Jacobian, multiplied out from factors a part of the parameter at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from .accumulator import Accumulator
+from .sides import Factors, Side, Use, ranges
+
+Scale = float | Tensor
+Piece = tuple[Use, str]
+
+# Numbers in one intermediate: 4 MiB in float32 stay in the cache.
+_BLOCK = 2**20
+# Numbers of the rows of one part; memory that is used again and again stays mapped and in the cache.
+_PART = 2**22
+# Numbers of right factors (windows of convolutions) that are kept from one part to the next.
+_KEPT = 2**23
+
+
+class Workspace:
+    """Memory for rows that is used again by the next part and the next parameter."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+
+    def take(self, number: int, shape: Sequence[int], use: Use) -> Tensor:
+        """A tensor with whatever values; number tells those apart that are needed at the same time."""
+        wanted = torch.Size(shape).numel()
+        held = self._held.get(number)
+        if held is None or held.numel() < wanted:
+            held = self._held[number] = use.new_rows(wanted)
+        return held[:wanted].view(shape)
+
+
+def add_rows_in_parts(
+    target: Accumulator,
+    first: tuple[Side, Sequence[Piece]],
+    second: tuple[Side, Sequence[Piece]],
+    scale: Scale,
+    workspace: Workspace,
+) -> None:
+    """Add J₁ diag(s) J₂ᵀ of a parameter [d_out, d_in] whose uses are all factors, a range of d_out at a time."""
+    side, pieces = first
+    use, role = pieces[0]
+    form, count = use.form(role), use.count
+    # Not too few columns at once: K · d_out of them make one matrix product.
+    step = max(-(-64 // count), _PART // (max(side.size, second[0].size) * count * form.d_in))
+    columns = list(ranges(slice(0, form.d_out), step))
+    parts = _Parts(side, pieces, scale, keep=len(columns) > 1)
+    parts_2 = parts if second[0] is side else _Parts(*second, scale, keep=len(columns) > 1)
+    for some in columns:
+        rows = parts.rows(some, workspace, 0)
+        target.add_rows(rows, rows if parts_2 is parts else parts_2.rows(some, workspace, 1))
+
+
+class _Parts:
+    """Rows of one side of a parameter, a range of d_out at a time."""
+
+    def __init__(self, side: Side, pieces: Sequence[Piece], scale: Scale, *, keep: bool) -> None:
+        use, role = pieces[0]
+        form = use.form(role)
+        self._size, self._use = side.size, use
+        self._d_in = form.d_in
+        self._root = scale.reshape(form.d_out, form.d_in).sqrt() if isinstance(scale, Tensor) else scale**0.5
+        self._makers: list[tuple[slice, bool, Callable[[], Factors]]] = []
+        for position, (use, role) in enumerate(pieces):
+            form = use.form(role)
+            # Windows of a convolution are as many times its input as the kernel is large: a few samples at a time.
+            length = max(1, _BLOCK // (form.positions * form.d_in))
+            kept = keep and side.size * form.positions * form.d_in <= _KEPT
+            for samples in ranges(slice(0, side.size), length):
+                make = partial(_factors, use, role, samples)
+                self._makers.append((samples, position > 0, cache(make) if kept else make))
+
+    def rows(self, columns: slice, workspace: Workspace, number: int) -> Tensor:
+        """Rows √s J [N, K, p], summed over the uses."""
+        shape = (self._size, self._use.count, columns.stop - columns.start, self._d_in)
+        rows = workspace.take(number, shape, self._use)
+        for samples, further, make in self._makers:
+            _multiply_out(make(), columns, rows[samples], add=further)
+        if isinstance(self._root, Tensor):
+            rows *= self._root[columns]
+        elif self._root != 1.0:
+            rows *= self._root
+        return rows.flatten(2)
+
+
+def _factors(use: Use, role: str, samples: slice) -> Factors:
+    return cast(Factors, use.contribution(role, samples))
+
+
+def _multiply_out(factors: Factors, columns: slice, target: Tensor, *, add: bool) -> None:
+    """Write Σ_t left ⊗ right into [n, K, columns, d_in], or add it."""
+    left, right = factors.left[..., columns], cast(Tensor, factors.right)
+    size, count, positions, width = left.shape
+    out = target.view(size, count * width, right.shape[-1])
+    flat = left.transpose(2, 3).reshape(size, count * width, positions)
+    if add:
+        out.baddbmm_(flat, right)
+    else:
+        torch.bmm(flat, right, out=out)
+
+
+def whole_rows(name: str, pieces: Sequence[Piece], side: Side, scale: Scale) -> Tensor:
+    """Rows √s J [N, K, P] of one parameter, all uses summed, whatever they are made of."""
+    rows = side.rest.get(name)
+    for use, role in pieces:
+        one = _rows_of_use(use, role, side.size)
+        rows = one if rows is None else rows + one
+    rows = cast(Tensor, rows)
+    if isinstance(scale, Tensor):
+        return rows * scale.flatten().sqrt()
+    return rows if scale == 1.0 else rows * scale**0.5
+
+
+def _rows_of_use(use: Use, role: str, size: int) -> Tensor:
+    found = use.contribution(role, slice(0, size))
+    if isinstance(found, Tensor):
+        return found.contiguous()
+    if found.right is None:
+        return found.left.sum(2)
+    count, positions, width = found.left.shape[1:]
+    if found.classes:
+        rows = found.left.new_zeros(size, count, found.classes, width)
+        index = found.right.view(size, 1, positions, 1).expand_as(found.left)
+        return rows.scatter_add_(2, index, found.left).flatten(2)
+    rows = found.left.new_empty(size, count, width, found.right.shape[-1])
+    _multiply_out(found, slice(0, width), rows, add=False)
+    return rows.flatten(2)
