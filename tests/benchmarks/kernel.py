@@ -106,8 +106,6 @@ class Process:
             "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count,
             "XLA_FLAGS": "" if threads > 1 else "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
             "JAX_PLATFORMS": "cpu" if device == "cpu" else "",
-            # What a call frees goes back to the system in all tools, so that peaks are of one call.
-            "MALLOC_TRIM_THRESHOLD_": "33554432",
         }  # fmt: skip
         self.log = (folder / f"{module}.log").open("a")
         self.process = subprocess.Popen(
