@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "kernel": ("NTKOperator", "Projection", "SummedOutputs", "empirical_ntk"),
+    "kernel": ("NTKOperator", "Projection", "SummedOutputs", "empirical_ntk", "explain_ntk", "ntk_diagonal"),
     "kernel.selfcheck": ("check_ntk",),
     "kernel.sharded": ("sharded_ntk",),
     "store.tiles": ("TileWriter",),
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from .kernel import Projection as Projection
     from .kernel import SummedOutputs as SummedOutputs
     from .kernel import empirical_ntk as empirical_ntk
+    from .kernel import explain_ntk as explain_ntk
+    from .kernel import ntk_diagonal as ntk_diagonal
     from .kernel.selfcheck import check_ntk as check_ntk
     from .kernel.sharded import sharded_ntk as sharded_ntk
     from .linearization import Linearizer as Linearizer

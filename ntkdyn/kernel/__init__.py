@@ -8,7 +8,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from ..errors import UndefinedMeasure
 from . import layerwise, reference
+from .diagonal import diagonal_blocks
+from .explanation import ExplainedLayer as ExplainedLayer
+from .explanation import Explanation, explained
 from .operator import NTKOperator as NTKOperator
 from .preparation import Metric, Per, check_choice, prepared
 from .preparation import resolve_parameters as resolve_parameters
@@ -134,8 +138,100 @@ def empirical_ntk(
         max_memory=max_memory,
         train_mode=train_mode,
     ) as problem:
-        blocks = ENGINES[engine](problem)
-        if reduce == "mean":
-            blocks = {key: block / problem.outputs for key, block in blocks.items()}
-        blocks = {key: block.to(problem.result_dtype) for key, block in blocks.items()}
+        blocks = _finished(problem, ENGINES[engine](problem))
     return blocks if per is not None else blocks[""]
+
+
+def ntk_diagonal(
+    model: nn.Module,
+    x: Any,
+    *,
+    reduce: Reduction = "trace",
+    per: Per | None = None,
+    forward: Forward | None = None,
+    parameters: Iterable[str] | None = None,
+    metric: Metric | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: int | None = None,
+    train_mode: Iterable[str] = (),
+) -> Tensor | dict[str, Tensor]:
+    """Kernel of each sample with itself, Θ(x_n, x_n): the squared norms of per-sample gradients, without N² work.
+
+    Args: as in ``empirical_ntk``.
+
+    Returns: [N] for "trace", "mean", a Projection and SummedOutputs; [C, N] for "each"; [N, C, C] for "full"; with
+        ``per`` a dict of these.
+    Raises: as ``empirical_ntk``.
+
+    >>> ntk_diagonal(torch.nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+    tensor([ 6., 10.])
+    """
+    with prepared(
+        model,
+        x,
+        reduce=reduce,
+        per=per,
+        forward=forward,
+        parameters=parameters,
+        metric=metric,
+        dtype=dtype,
+        max_memory=max_memory,
+        train_mode=train_mode,
+    ) as problem:
+        blocks = _finished(problem, diagonal_blocks(problem))
+    return blocks if per is not None else blocks[""]
+
+
+def explain_ntk(
+    model: nn.Module,
+    x1: Any,
+    x2: Any = None,
+    *,
+    reduce: Reduction = "trace",
+    forward: Forward | None = None,
+    parameters: Iterable[str] | None = None,
+    metric: Metric | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: int | None = None,
+    train_mode: Iterable[str] = (),
+) -> Explanation:
+    """Print how ``empirical_ntk`` would compute this kernel: layer, route, operations, bytes, predicted time.
+
+    Only a few samples are run. Routes: "gram" multiplies inner products of layer inputs and output gradients, "rows"
+    makes per-sample gradients, "pairs" looks at equal tokens only, "last layer" needs no backward pass, "autograd" is
+    plain autograd a sample at a time, for what no rule knows.
+
+    Args: as in ``empirical_ntk``.
+    Returns: the same as an object: ``.layers`` with one row a layer and route, ``.seconds``.
+    Raises: as ``empirical_ntk``.
+    """
+    with prepared(
+        model,
+        x1,
+        x2,
+        reduce=reduce,
+        forward=forward,
+        parameters=parameters,
+        metric=metric,
+        dtype=dtype,
+        max_memory=max_memory,
+        train_mode=train_mode,
+    ) as problem:
+        found = explained(problem)
+    print(found)
+    return found
+
+
+def _finished(problem: Problem, blocks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Divide where a mean is wanted, round to the wanted precision, refuse what is not finite."""
+    for key, block in blocks.items():
+        if problem.reduce == "mean":
+            block /= problem.outputs  # noqa: PLW2901
+        # The sum needs no memory, and is finite only where every entry is.
+        if not block.sum().isfinite():
+            where = f" in {key!r}" if key else ""
+            raise UndefinedMeasure(
+                f"the kernel has NaN or Inf{where}: an overflow, or a function without a derivative at these inputs; "
+                "try dtype=torch.float64, or leave such samples out"
+            )
+    return {key: block.to(problem.result_dtype) for key, block in blocks.items()}

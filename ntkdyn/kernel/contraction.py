@@ -102,10 +102,11 @@ class Contraction:
                 _add_gram(target, factors, factors_2, number, self._take_bias(name, parts))
 
     def _whole_rows(self, name: str, scale: Scale) -> tuple[Tensor, Tensor]:
-        rows = whole_rows(name, self._pieces.get(name, []), self._first, scale)
-        if self._second is self._first:
+        first, second = self._first, self._second
+        rows = whole_rows(name, self._pieces.get(name, []), first, scale, slice(0, first.size))
+        if second is first:
             return rows, rows
-        return rows, whole_rows(name, self._pieces_2.get(name, []), self._second, scale)
+        return rows, whole_rows(name, self._pieces_2.get(name, []), second, scale, slice(0, second.size))
 
     def _add_narrow(self, target: Accumulator, rows: Tensor, rows_2: Tensor) -> None:
         if rows.shape[-1] >= _NARROW:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -12,20 +10,16 @@ from torch import Tensor
 
 from .accumulator import Accumulator
 from .contraction import Contraction, inner_products
-from .planning import Head, Plan, planned
+from .planning import Head, Plan, planned, planned_side, warn_of_unreached
 from .precision import full_rate
 from .problem import Problem
 from .rows import Workspace
-from .sides import Side, make_side
-from .tracing import refuse_coupling
 
 
 def blocks(problem: Problem) -> dict[str, Tensor]:
     """Blocks of the kernel by key; exact for every network, whichever layers it is made of."""
     plan = planned(problem)
-    if plan.trace.unreached:
-        names = ", ".join(map(repr, plan.trace.unreached))
-        warnings.warn(f"parameters {names} do not reach the outputs; their kernel is zero", stacklevel=3)
+    warn_of_unreached(plan)
     found = _accumulated(problem, plan)
     if found is None:
         # Other samples take another way through the network: run them all at once, and look at that run.
@@ -39,22 +33,24 @@ def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
     result = {key: _zeros(problem, plan) for key in problem.keys.values()}
     tiles, tiles_2 = plan.tiles(problem.sizes[0]), plan.tiles(problem.sizes[1])
     by_direction = plan.by_direction and len(tiles) == len(tiles_2) == 1
-    features: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+    features: tuple[dict[int, Tensor | None], dict[int, Tensor | None]] = ({}, {})
     workspace = Workspace()
     for group in plan.groups:
         for start in range(0, plan.seeds.count, plan.chunk):
             chosen = range(start, min(start + plan.chunk, plan.seeds.count))
             for row, samples in enumerate(tiles):
-                first = _side(problem, plan, 0, samples, group, chosen, features[0])
+                first = planned_side(problem, plan, 0, samples, group, chosen)
                 if first is None:
                     return None
+                features[0][row] = first.head_input
                 columns = range(row, len(tiles)) if symmetric else range(len(tiles_2))
                 for column in columns:
                     same = symmetric and column == row
                     others = tiles_2[column]
-                    second = first if same else _side(problem, plan, 1, others, group, chosen, features[1])
+                    second = first if same else planned_side(problem, plan, 1, others, group, chosen)
                     if second is None:
                         return None
+                    features[1][column] = second.head_input
                     targets = {
                         key: Accumulator(
                             plan.combine,
@@ -72,10 +68,9 @@ def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
         for block in result.values():
             _mirror(plan, block, tiles, by_direction)
     if plan.head is not None:
-        inputs = torch.cat([features[0][one.start] for one in tiles])
-        inputs_2 = inputs if symmetric else torch.cat([features[1][one.start] for one in tiles_2])
+        inputs, inputs_2 = (torch.cat([one for one in found.values() if one is not None]) for found in features)
         result = {key: _from_features(problem, plan.head, block) for key, block in result.items()}
-        _add_head(problem, plan.head, result, inputs, inputs_2)
+        _add_head(problem, plan.head, result, inputs, inputs if symmetric else inputs_2)
     return {key: block.permute(0, 2, 1, 3) for key, block in result.items()} if problem.combine == "full" else result
 
 
@@ -90,52 +85,6 @@ def _zeros(problem: Problem, plan: Plan) -> Tensor:
     if plan.by_direction and plan.tile >= max(problem.sizes):
         return like.new_zeros(count, size, count, size_2, dtype=problem.dtype).permute(1, 0, 3, 2)
     return like.new_zeros(size, count, size_2, count, dtype=problem.dtype)
-
-
-def _side(
-    problem: Problem,
-    plan: Plan,
-    number: int,
-    samples: slice,
-    group: Sequence[str],
-    chosen: range,
-    features: dict[int, Tensor],
-) -> Side | None:
-    # The symmetric kernel has one input, whichever side asks.
-    number = 0 if problem.inputs_2 is None else number
-    head = None if plan.head is None else plan.head.index
-    with nullcontext() if plan.attends else full_rate():
-        side = make_side(
-            problem,
-            number,
-            samples,
-            plan.trace,
-            wanted=frozenset(group),
-            seeds=plan.seeds,
-            chosen=chosen,
-            strip=plan.strip,
-            head=head,
-        )
-    if side is None:
-        return None
-    if side.head_input is not None:
-        features[samples.start] = side.head_input
-    if number == plan.trace.side:
-        _compare_with_few(problem, plan, samples, side)
-    return side
-
-
-def _compare_with_few(problem: Problem, plan: Plan, samples: slice, side: Side) -> None:
-    """Samples of the trial run must have the same outputs here."""
-    places = range(problem.sizes[plan.trace.side])[plan.trace.samples]
-    inside = [(position, place) for position, place in enumerate(places) if samples.start <= place < samples.stop]
-    if not inside or side.outputs is None:
-        return
-    first, last = inside[0], inside[-1]
-    alone = plan.outputs[first[0] : last[0] + 1]
-    step = plan.trace.samples.step or 1
-    together = side.outputs[first[1] - samples.start : last[1] - samples.start + 1 : step]
-    refuse_coupling(problem, plan.trace.side, plan.trace.samples, alone, together)
 
 
 def _part(plan: Plan, block: Tensor, samples: slice, others: slice, chosen: range) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch.nn import functional
 from ..errors import ConfigurationError
 from .accumulator import Combine
 from .costs import Extent, cheapest
+from .precision import full_rate
 from .problem import Problem
-from .sides import Form, Seeds, form, strip_length
-from .tracing import Run, Trace, traced
+from .sides import Form, Seeds, Side, call_forms, make_side, strip_length
+from .tracing import Run, Trace, refuse_coupling, traced
 
 # Bytes that the work may take where the caller sets no limit.
 _BUDGET = 2**31
@@ -104,8 +106,8 @@ def planned(problem: Problem, *, uniform: bool = True) -> Plan:
     forms: dict[str, list[Form]] = {}
     for index, (call, place) in enumerate(example.calls):
         if head is None or index != head.index:
-            for role, name in call.names.items():
-                forms.setdefault(name, []).append(form(call, place, role))
+            for role, one in call_forms(call, place).items():
+                forms.setdefault(call.names[role], []).append(one)
     strip = strip_length(problem, example.calls) if uniform else max(problem.sizes)
     plan = Plan(
         trace=example.trace,
@@ -121,6 +123,55 @@ def planned(problem: Problem, *, uniform: bool = True) -> Plan:
         outputs=example.outputs.detach(),
     )
     return _within_budget(problem, plan, example, saved[0] / len(example.outputs))
+
+
+def warn_of_unreached(plan: Plan) -> None:
+    """Say which parameters have a zero kernel because nothing of them reaches the outputs."""
+    if plan.trace.unreached:
+        names = ", ".join(map(repr, plan.trace.unreached))
+        warnings.warn(f"parameters {names} do not reach the outputs; their kernel is zero", stacklevel=5)
+
+
+def planned_side(
+    problem: Problem,
+    plan: Plan,
+    number: int,
+    samples: slice,
+    group: Sequence[str],
+    chosen: range,
+) -> Side | None:
+    """Gradients of some samples for some parameters and directions; None as in ``make_side``."""
+    # The symmetric kernel has one input, whichever side asks.
+    number = 0 if problem.inputs_2 is None else number
+    head = None if plan.head is None else plan.head.index
+    with nullcontext() if plan.attends else full_rate():
+        side = make_side(
+            problem,
+            number,
+            samples,
+            plan.trace,
+            wanted=frozenset(group),
+            seeds=plan.seeds,
+            chosen=chosen,
+            strip=plan.strip,
+            head=head,
+        )
+    if side is not None and number == plan.trace.side:
+        _compare_with_few(problem, plan, samples, side)
+    return side
+
+
+def _compare_with_few(problem: Problem, plan: Plan, samples: slice, side: Side) -> None:
+    """Samples of the trial run must have the same outputs here."""
+    places = range(problem.sizes[plan.trace.side])[plan.trace.samples]
+    inside = [(position, place) for position, place in enumerate(places) if samples.start <= place < samples.stop]
+    if not inside or side.outputs is None:
+        return
+    first, last = inside[0], inside[-1]
+    alone = plan.outputs[first[0] : last[0] + 1]
+    step = plan.trace.samples.step or 1
+    together = side.outputs[first[1] - samples.start : last[1] - samples.start + 1 : step]
+    refuse_coupling(problem, plan.trace.side, plan.trace.samples, alone, together)
 
 
 def _head(problem: Problem, example: Run) -> Head | None:
@@ -206,8 +257,8 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
     gradients: dict[str, float] = {}
     for index, (call, place) in enumerate(example.calls):
         if index != head_index:
-            found = {role: form(call, place, role) for role in call.names}
-            kept = any(one.positions > 0 and not one.bias for one in found.values())
+            found = call_forms(call, place)
+            kept = any(one.positions > 0 for one in found.values())
             share = len(call.names) * len(example.outputs)
             for role, name in call.names.items():
                 numbers = call.shape.numel() / share if kept else found[role].numbers

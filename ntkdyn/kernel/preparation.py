@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..clone import structural_clone, unwrapped
 from ..errors import ConfigurationError, ShapeError, UndefinedMeasure, UnknownName, UnsupportedLayer
-from .problem import ROOT, Forward, Problem, default_forward, plain_autograd, refuse_coupled_layers, sample_count
+from .problem import Forward, Problem, default_forward, layer_of, plain_autograd, refuse_coupled_layers, sample_count
 from .reduction import Reduction, check_reduction
 
 Per = Literal["layer", "parameter"]
@@ -139,7 +139,7 @@ def _promoted(dtypes: list[torch.dtype]) -> torch.dtype:
 def _key(name: str, per: str | None) -> str:
     if per is None:
         return ""
-    return name if per == "parameter" else name.rpartition(".")[0] or ROOT
+    return name if per == "parameter" else layer_of(name)
 
 
 def check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:

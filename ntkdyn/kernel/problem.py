@@ -140,6 +140,11 @@ class Problem:
         return flat
 
 
+def layer_of(name: str) -> str:
+    """Dotted name of the layer that owns a parameter."""
+    return name.rpartition(".")[0] or ROOT
+
+
 def default_forward(model: nn.Module, inputs: Any) -> Tensor:
     """Outputs of model(inputs): the tensor itself, or its .logits."""
     outputs = model(inputs)

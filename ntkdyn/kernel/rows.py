@@ -107,11 +107,11 @@ def _multiply_out(factors: Factors, columns: slice, target: Tensor, *, add: bool
         torch.bmm(flat, right, out=out)
 
 
-def whole_rows(name: str, pieces: Sequence[Piece], side: Side, scale: Scale) -> Tensor:
-    """Rows √s J [N, K, P] of one parameter, all uses summed, whatever they are made of."""
-    rows = side.rest.get(name)
+def whole_rows(name: str, pieces: Sequence[Piece], side: Side, scale: Scale, samples: slice) -> Tensor:
+    """Rows √s J [n, K, P] of one parameter for some samples, all uses summed, whatever they are made of."""
+    rows = side.rest[name][samples] if name in side.rest else None
     for use, role in pieces:
-        one = _rows_of_use(use, role, side.size)
+        one = _rows_of_use(use, role, samples)
         rows = one if rows is None else rows + one
     rows = cast(Tensor, rows)
     if isinstance(scale, Tensor):
@@ -119,8 +119,8 @@ def whole_rows(name: str, pieces: Sequence[Piece], side: Side, scale: Scale) -> 
     return rows if scale == 1.0 else rows * scale**0.5
 
 
-def _rows_of_use(use: Use, role: str, size: int) -> Tensor:
-    found = use.contribution(role, slice(0, size))
+def _rows_of_use(use: Use, role: str, samples: slice) -> Tensor:
+    found, size = use.contribution(role, samples), samples.stop - samples.start
     if isinstance(found, Tensor):
         return found.contiguous()
     if found.right is None:

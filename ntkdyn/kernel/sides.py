@@ -63,8 +63,8 @@ class Use:
         self.call = call
         self.place = place
         self._size, self._count, self._dtype = size, count, dtype
-        self._forms = {role: form(call, place, role) for role in call.names}
-        self._at_once = all(one.positions == 0 or one.bias for one in self._forms.values())
+        self._forms = call_forms(call, place)
+        self._at_once = all(one.positions == 0 for one in self._forms.values())
         self._rows: dict[str, Tensor] = {}
         self._inputs: list[Tensor] = []
         self._gradients = torch.empty(0)
@@ -72,8 +72,7 @@ class Use:
 
     def form(self, role: str) -> Form:
         """Sizes of what ``contribution`` gives."""
-        one = self._forms[role]
-        return Form(0, 0, 0, 0, one.numbers, bias=False) if self._at_once else one
+        return self._forms[role]
 
     def start_strip(self, call: Call) -> None:
         """Take the input of the next samples."""
@@ -156,7 +155,15 @@ def _by_sample(found: Outer | Tensor, fold: int, dtype: torch.dtype) -> Factors 
     return Factors(left.transpose(0, 1), right, found.classes)
 
 
-def form(call: Call, place: Placement, role: str) -> Form:
+def call_forms(call: Call, place: Placement) -> dict[str, Form]:
+    """Sizes by role; without positions where every parameter of the call has its rows made at once."""
+    found = {role: _form(call, place, role) for role in call.names}
+    if all(one.positions == 0 or one.bias for one in found.values()):
+        return {role: Form(0, 0, 0, 0, one.numbers, bias=False) for role, one in found.items()}
+    return found
+
+
+def _form(call: Call, place: Placement, role: str) -> Form:
     """Sizes of one sample's gradient, from the rule applied to a gradient of zeros."""
     inputs = place.arrange(call.input)[: place.fold]
     others = [size for axis, size in enumerate(call.shape) if axis != place.axis]
