@@ -85,17 +85,10 @@ class Worker:
         return {"cpu_s": cpu, "wall_s": wall, "peak_mb": self._peak()}
 
     def flops(self) -> dict[str, Any]:
-        """By the tool's own account where it has one, else what torch's counter sees."""
-        import torch
-        from kernel_networks import read
+        """What torch's counter sees: a symmetric product that is made in halves counts by what is made."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        import ntkdyn as nd
-
-        if hasattr(nd, "explain_ntk"):
-            network, x = read(self.case, Path(self.order["folder"]), self.order["device"])
-            return {"flops": float(nd.explain_ntk(network, x, reduce=self.case.reduce).flops), "by": "explain_ntk"}
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        with FlopCounterMode(display=False) as counter:
             self.call()
         return {"flops": float(counter.get_total_flops()), "by": "torch.utils.flop_counter"}
 
