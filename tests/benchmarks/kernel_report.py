@@ -159,6 +159,8 @@ def draw_scaling(report: dict[str, Any], path: Path) -> None:
             steep = slope(found["values"], seconds)
             label = tool if steep is None else f"{tool}, slope {steep:.2f}"
             ax.loglog(found["values"], [np.nan if second is None else second for second in seconds], "o-", label=label)
+        ax.set_xticks(found["values"], [str(value) for value in found["values"]])
+        ax.minorticks_off()
         ax.set_xlabel(axis)
         ax.legend(fontsize=7)
     panels[0].set_ylabel("CPU seconds, full kernel of an MLP")

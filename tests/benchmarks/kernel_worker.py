@@ -2,7 +2,7 @@
 
 load   import, build the network, read the inputs, note the level of memory; compile where the tool compiles
 run    one call: CPU seconds (user and system, all threads), wall seconds, peak memory above the level after load
-flops  floating-point operations of one call
+flops  floating-point operations of one call of ntkdyn
 verify the reference against plain autograd, and the samples at a kink
 save   the last result to the .npy file that follows the word
 
@@ -85,12 +85,14 @@ class Worker:
         return {"cpu_s": cpu, "wall_s": wall, "peak_mb": self._peak()}
 
     def flops(self) -> dict[str, Any]:
-        """What torch's counter sees: a symmetric product that is made in halves counts by what is made."""
-        from torch.utils.flop_counter import FlopCounterMode
+        """Of ntkdyn's own routes, by its own account."""
+        from kernel_networks import read
 
-        with FlopCounterMode(display=False) as counter:
-            self.call()
-        return {"flops": float(counter.get_total_flops()), "by": "torch.utils.flop_counter"}
+        from ntkdyn import explain_ntk
+
+        network, x = read(self.case, Path(self.order["folder"]), self.order["device"])
+        explanation = explain_ntk(network, x, reduce=self.case.reduce)  # type: ignore[arg-type]
+        return {"flops": float(sum(layer.flops for layer in explanation.layers)), "by": "ntkdyn.explain_ntk"}
 
     def save(self, path: str) -> dict[str, Any]:
         """Write the last result, in the case's shape."""
