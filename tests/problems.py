@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import checkpoint
 
 from ntkdyn.gates import Gate
 
@@ -402,3 +403,348 @@ def layer_without_effect() -> Problem:
 
     model = Composite(call, first=nn.Linear(4, 5), monitor=nn.Linear(5, 2), head=nn.Linear(5, 3))
     return Problem(model, torch.randn(4, 4), torch.randn(3, 4))
+
+
+@problem
+def transposed_convolutions() -> Problem:
+    model = nn.Sequential(
+        nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), groups=2), nn.Tanh(),
+        nn.ConvTranspose2d(6, 2, 2, dilation=2, padding=1), nn.Tanh(), nn.Conv2d(2, 1, 3, stride=3), nn.Flatten(),
+    )  # fmt: skip
+    return Problem(model, torch.randn(3, 4, 2, 2), torch.randn(2, 4, 2, 2))
+
+
+@problem
+def transposed_volumes() -> Problem:
+    model = nn.Sequential(
+        nn.Conv1d(2, 2, 1), nn.Unflatten(2, (1, 2, 2)), nn.ConvTranspose3d(2, 2, (2, 1, 2), bias=False), nn.Flatten(),
+        nn.ReLU(), nn.Linear(24, 2),
+    )  # fmt: skip
+    return Problem(model, torch.randn(3, 2, 4), torch.randn(2, 2, 4))
+
+
+@problem
+def padding_modes() -> Problem:
+    modes = ("zeros", "reflect", "replicate", "circular")
+    layers = [nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode), nn.Tanh()) for mode in modes]
+    return Problem(
+        nn.Sequential(*layers, nn.Conv2d(2, 1, 4), nn.Flatten()), torch.randn(4, 2, 4, 4), torch.ones(1, 2, 4, 4)
+    )
+
+
+@problem
+def embedding_bags() -> Problem:
+    def call(self: Any, tokens: Tensor) -> Tensor:
+        bags = self.mean(tokens) + self.sum(tokens) + self.largest(tokens)
+        return self.head(torch.tanh(bags + self.padded(tokens) + self.padded_sum(tokens)))
+
+    layers = {
+        "mean": nn.EmbeddingBag(5, 4), "sum": nn.EmbeddingBag(5, 4, mode="sum"),
+        "largest": nn.EmbeddingBag(5, 4, mode="max"), "padded": nn.EmbeddingBag(5, 4, padding_idx=1),
+        "padded_sum": nn.EmbeddingBag(5, 4, padding_idx=-2, mode="sum"), "head": nn.Linear(4, 2),
+    }  # fmt: skip
+    x1 = torch.randint(0, 5, (4, 3))
+    x1[0] = 1
+    return Problem(Composite(call, **layers), x1, torch.randint(0, 5, (3, 3)))
+
+
+@problem
+def gru_and_rnn() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)[0])[0][:, -1])
+
+    model = Composite(call, first=nn.GRU(3, 3, batch_first=True, bidirectional=True),
+                      second=nn.RNN(6, 3, batch_first=True), head=nn.Linear(3, 2))  # fmt: skip
+    return Problem(model, torch.randn(3, 3, 3), torch.randn(2, 3, 3))
+
+
+@problem
+def transformer_encoder() -> Problem:
+    def call(self: Any, batch: dict[str, Tensor]) -> Tensor:
+        hidden = self.encoder(batch["value"], src_key_padding_mask=batch["padding"])
+        return self.head(hidden.mean(1))
+
+    layer = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True, norm_first=True, activation="gelu")
+    encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(4), enable_nested_tensor=False)
+    model = Composite(call, encoder=encoder, head=nn.Linear(4, 2)).eval()
+    sets = [
+        {"value": torch.randn(n, 3, 4), "padding": torch.arange(3) > torch.arange(1, n + 1)[:, None]} for n in (3, 2)
+    ]
+    return Problem(model, *sets)
+
+
+@problem
+def transformer_encoder_with_its_fast_path() -> Problem:
+    def call(self: Any, batch: dict[str, Tensor]) -> Tensor:
+        return self.head(self.encoder(batch["value"], src_key_padding_mask=batch["padding"])[:, 0])
+
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), 2)
+    model = Composite(call, encoder=encoder, head=nn.Linear(4, 2)).eval()
+    sets = [{"value": torch.randn(n, 3, 4), "padding": torch.arange(3).expand(n, 3) > 1} for n in (3, 2)]
+    return Problem(model, *sets, parameters=("encoder.layers.1.*",))
+
+
+@problem
+def transformer_positions_first() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(3, dtype=x.dtype)
+        return self.head(self.layer(x.transpose(0, 1), src_mask=mask, is_causal=True)[-1])
+
+    model = Composite(call, layer=nn.TransformerEncoderLayer(4, 2, 5), head=nn.Linear(4, 2)).eval()
+    return Problem(model, torch.randn(3, 3, 4), torch.randn(2, 3, 4))
+
+
+@problem
+def source_and_target_transformer() -> Problem:
+    model = nn.Transformer(4, 2, 1, 1, 5, batch_first=True).eval()
+    sets = [(torch.randn(n, 3, 4), torch.randn(n, 2, 4)) for n in (3, 2)]
+    return Problem(model, *sets, forward=lambda model, inputs: model(*inputs)[:, :, :2])
+
+
+@problem
+def cross_attention_of_other_widths() -> Problem:
+    def call(self: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        mixed, weights = self.attention(*batch)
+        return self.head(mixed.flatten(1)) + weights.sum((1, 2))[:, None] * weights[:, 0, :2]
+
+    model = Composite(
+        call, attention=nn.MultiheadAttention(4, 2, kdim=3, vdim=5, batch_first=True), head=nn.Linear(8, 2)
+    )
+    sets = [(torch.randn(n, 2, 4), torch.randn(n, 3, 3), torch.randn(n, 3, 5)) for n in (3, 2)]
+    return Problem(model, *sets)
+
+
+@problem
+def unusual_attention() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        hidden = self.first(x, x.flip(1), x, average_attn_weights=False)[0]
+        return self.second(hidden, hidden, hidden)[0].mean(1)
+
+    model = Composite(call, first=nn.MultiheadAttention(4, 2, bias=False, batch_first=True),
+                      second=nn.MultiheadAttention(4, 2, add_bias_kv=True, add_zero_attn=True,
+                                                   batch_first=True))  # fmt: skip
+    return Problem(model, torch.randn(3, 2, 4), torch.randn(2, 2, 4))
+
+
+@problem
+def causal_language_model() -> Problem:
+    def call(self: Any, tokens: Tensor) -> Tensor:
+        hidden = self.table(tokens) + self.places(torch.arange(tokens.shape[1]))
+        q, k, v = (one.unflatten(-1, (2, 2)).transpose(1, 2) for one in self.qkv(self.norm(hidden)).chunk(3, -1))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        hidden = hidden + self.out(mixed.transpose(1, 2).flatten(2))
+        return self.head(hidden + self.down(functional.gelu(self.up(hidden))))
+
+    layers = {
+        "table": nn.Embedding(7, 4), "places": nn.Embedding(3, 4), "norm": nn.LayerNorm(4), "qkv": nn.Linear(4, 12),
+        "out": nn.Linear(4, 4), "up": nn.Linear(4, 6), "down": nn.Linear(6, 4), "head": nn.Linear(4, 7, bias=False),
+    }  # fmt: skip
+    model = Composite(call, **layers)
+    model.head.weight = model.table.weight
+    return Problem(model, torch.randint(0, 7, (3, 3)), torch.randint(0, 7, (2, 3)))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token and learned positions, as parameters of the network itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 4, 2, stride=2)
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.position = nn.Parameter(torch.randn(1, 5, 4))
+        self.layer = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).mT
+        hidden = torch.cat([self.token.expand(len(x), -1, -1), patches], 1)
+        return self.head(self.layer(hidden + self.position)[:, 0])
+
+
+@problem
+def vision_transformer() -> Problem:
+    return Problem(VisionTransformer().eval(), torch.randn(5, 1, 4, 4), torch.randn(2, 1, 4, 4))
+
+
+@problem
+def convnext_block() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        hidden = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        hidden = self.scale(self.down(functional.gelu(self.up(hidden)))).permute(0, 3, 1, 2)
+        return self.head((x + hidden).mean((2, 3)))
+
+    layers = {"depthwise": nn.Conv2d(4, 4, 3, padding=1, groups=4), "norm": nn.LayerNorm(4), "up": nn.Linear(4, 8),
+              "down": nn.Linear(8, 4), "scale": Elementwise((4,)), "head": nn.Linear(4, 2)}  # fmt: skip
+    return Problem(Composite(call, **layers), torch.randn(4, 4, 3, 3), torch.randn(3, 4, 3, 3))
+
+
+class Elementwise(nn.Module):
+    """Parameters of one shape on either side of a product and of a sum."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.left, self.right, self.bias, self.offset = (nn.Parameter(torch.randn(shape)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.bias, torch.mul(self.left * x, self.right)) + self.offset
+
+
+@problem
+def elementwise_parameters() -> Problem:
+    layers = [Elementwise(shape) for shape in ((), (1,), (4,), (3, 1), (1, 3, 4), (1, 1, 1))]
+    x1 = torch.randn(3, 3, 4)
+    return Problem(nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)), x1, torch.randn(2, 3, 4))
+
+
+@problem
+def added_parameter_then_in_place() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        outputs = hidden + self.head.bias
+        hidden.relu_()
+        return self.head(outputs + hidden)
+
+    return Problem(Composite(call, first=nn.Linear(4, 3), head=nn.Linear(3, 3)), torch.randn(4, 4), torch.randn(3, 4))
+
+
+@problem
+def parameters_times_parameters() -> Problem:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+            self.scale = nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            # Products without samples, of the length that four samples have.
+            mixed = torch.tanh(x @ (self.first @ self.second))
+            return torch.matmul(mixed, self.first * self.scale + self.second) + torch.matmul(mixed, self.first)
+
+    return Problem(Product(), torch.randn(4, 4), torch.randn(4, 4))
+
+
+@problem
+def residual_block_with_projection() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        hidden = self.norm(self.first(x)).relu_()
+        hidden = self.norm_2(self.second(hidden))
+        hidden += self.projection(x)
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(hidden.mean((2, 3))))))
+        return self.head((hidden.relu_() * gate[:, :, None, None]).mean((2, 3)))
+
+    layers = {
+        "first": nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False), "norm": _trained_norm(nn.BatchNorm2d(4)),
+        "second": nn.Conv2d(4, 4, 3, padding=1, bias=False), "norm_2": _trained_norm(nn.BatchNorm2d(4)),
+        "projection": nn.Conv2d(2, 4, 1, stride=2), "squeeze": nn.Linear(4, 2), "excite": nn.Linear(2, 4),
+        "head": nn.Linear(4, 2),
+    }  # fmt: skip
+    return Problem(Composite(call, **layers).eval(), torch.randn(3, 2, 4, 4), torch.randn(2, 2, 4, 4))
+
+
+@problem
+def unet() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        first = torch.relu(self.first(x))
+        deep = torch.relu(self.middle(functional.max_pool2d(first, 2)))
+        return self.head(torch.cat([first, self.up(deep)], 1))
+
+    model = Composite(call, first=nn.Conv2d(1, 2, 3, padding=1), middle=nn.Conv2d(2, 3, 3, padding=1),
+                      up=nn.ConvTranspose2d(3, 2, 2, stride=2), head=nn.Conv2d(4, 1, 1))  # fmt: skip
+    return Problem(model, torch.randn(3, 1, 4, 4), torch.randn(2, 1, 4, 4))
+
+
+@problem
+def normed_weights() -> Problem:
+    weight, spectral = torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(weight(nn.Conv1d(2, 3, 2)), nn.Tanh(), nn.Flatten(), spectral(nn.Linear(9, 3)))
+    return Problem(model.eval(), torch.randn(4, 2, 4), torch.randn(3, 2, 4))
+
+
+@problem
+def positions_equal_samples_and_outputs() -> Problem:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten())
+    return Problem(model, torch.randn(4, 4, 4), torch.randn(4, 4, 4))
+
+
+@problem
+def more_positions_than_samples() -> Problem:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(36, 2))
+    return Problem(model, torch.randn(2, 12, 2), torch.randn(3, 12, 2))
+
+
+@problem
+def functional_call() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        own = dict(self.inner.named_parameters())
+        doubled = {name: 2 * value for name, value in own.items()}
+        return torch.func.functional_call(self.inner, own, x) + torch.func.functional_call(
+            self.inner, doubled, x.flip(1)
+        )
+
+    inner = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    return Problem(Composite(call, inner=inner), torch.randn(4, 4), torch.randn(3, 4))
+
+
+@problem
+def transformed_forward() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        return self.head(torch.func.vmap(lambda row: torch.tanh(self.first(row)))(x))
+
+    return Problem(Composite(call, first=nn.Linear(4, 3), head=nn.Linear(3, 2)), torch.randn(4, 4), torch.randn(3, 4))
+
+
+@problem
+def layer_at_three_shapes() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        hidden = self.shared(x).mean((1, 2)) + self.shared(x[:, 0]).mean(1) + self.shared(x[:, 0, 0])
+        return self.head(torch.tanh(hidden))
+
+    model = Composite(call, shared=nn.Linear(4, 3), head=nn.Linear(3, 2))
+    return Problem(model, torch.randn(3, 2, 3, 4), torch.randn(2, 2, 3, 4))
+
+
+@problem
+def checkpointed_layers() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        return self.head(checkpoint.checkpoint(self.body, x, use_reentrant=False))
+
+    body = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh())
+    return Problem(Composite(call, body=body, head=nn.Linear(3, 2)), torch.randn(4, 4), torch.randn(3, 4))
+
+
+class Cube(torch.autograd.Function):
+    """w x³ with a gradient of its own."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor) -> Tensor:
+        context.save_for_backward(x, weight)
+        return weight * x**3
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = context.saved_tensors
+        return 3 * gradient * weight * x**2, (gradient * x**3).sum(0)
+
+
+@problem
+def own_autograd_function() -> Problem:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Cube.apply(x, self.weight)
+
+    model = nn.Sequential(nn.Linear(4, 4), Layer(), nn.Linear(4, 2))
+    return Problem(model, torch.randn(4, 4), torch.randn(3, 4))
+
+
+@problem
+def fourier_mixing() -> Problem:
+    def call(self: Any, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(torch.fft.fft2(x).real)).mean(1))
+
+    return Problem(
+        Composite(call, first=nn.Linear(4, 3), head=nn.Linear(3, 2)), torch.randn(4, 3, 4), torch.randn(3, 3, 4)
+    )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from .attention import attention_call
 from .problem import Problem
 from .rules import Rule, rules
 
@@ -74,6 +75,8 @@ class Interception(TorchFunctionMode):
         if rule is None:
             self.differentiates |= func in _DIFFERENTIATION
             return func(*args, **kwargs)
+        if rule.commutes and len(args) == 2 and id(args[0]) in self._wanted and _is_other_tensor(args[1], self._wanted):
+            args = (args[1], args[0])
         arguments = dict(zip(rule.arguments, args, strict=False)) | kwargs
         names = {
             role: self._wanted[id(arguments[role])] for role in rule.roles if id(arguments.get(role)) in self._wanted
@@ -91,7 +94,14 @@ class Interception(TorchFunctionMode):
     def modules(self) -> Iterator[None]:
         """Catch the modules that have a rule as a whole, for as long as the context lasts."""
         with ExitStack() as stack:
+            # The fast path of nn.TransformerEncoder hides the weights, and runs where those of its first layer are not
+            # asked for.
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
             for module in self._problem.model.modules():
+                if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
+                    module.forward = attention_call(module)  # type: ignore[method-assign]
+                    stack.callback(vars(module).pop, "forward")
                 rule = self._rules.get(type(module))
                 if rule is not None:
                     module.forward = self._module_call(rule, module)
@@ -123,6 +133,8 @@ class Interception(TorchFunctionMode):
         if not names or not torch.is_grad_enabled():
             return False
         inputs = arguments["input"]
+        if not isinstance(inputs, Tensor):
+            return False
         # Inside vmap or grad of torch.func the tensors are wrapped and mean nothing outside of it.
         if inputs.is_nested or inputs.is_sparse or torch._C._functorch.is_functorch_wrapped_tensor(inputs):
             return False
@@ -133,6 +145,9 @@ class Interception(TorchFunctionMode):
 
     def _record(self, rule: Rule, names: Mapping[str, str], arguments: Mapping[str, Any], output: Tensor) -> None:
         inputs = arguments["input"].detach()
+        if not rule.reads:
+            # What is not kept may be changed in place.
+            inputs = inputs.new_zeros(()).expand(inputs.shape)
         self.calls.append(
             Call(
                 number=self._number,
@@ -152,3 +167,7 @@ def _alias(parameter: Tensor) -> Tensor:
     # It requires a gradient so that the output has a node in the graph even where nothing before it does, as in the
     # first layer; the gradient of the alias itself is never asked for.
     return parameter.detach().requires_grad_()
+
+
+def _is_other_tensor(value: Any, wanted: Mapping[int, str]) -> bool:
+    return isinstance(value, Tensor) and id(value) not in wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -217,9 +218,7 @@ def test_samples_that_depend_on_each_other(engine: str) -> None:
 
     torch.manual_seed(0)
     for size in (2, 5, 40):
-        with pytest.raises(
-            NondeterministicForward, match="depend on the other samples"
-        ):
+        with pytest.raises(NondeterministicForward, match="depend on the other samples"):
             empirical_ntk(Centered(), torch.randn(size, 3), engine=engine)
 
 
@@ -314,8 +313,7 @@ def test_every_rule_is_met_in_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
             used.add(target)
             return rule.gradient(site)
 
-        replacement = type(rule)(rule.target, rule.arguments, rule.roles, rule.leading, rule.applies, counted)
-        monkeypatch.setitem(rules(), target, replacement)
+        monkeypatch.setitem(rules(), target, replace(rule, gradient=counted))
     for build in ZOO.values():
         problem = build()
         empirical_ntk(problem.model, problem.x1, forward=problem.forward, parameters=problem.parameters)

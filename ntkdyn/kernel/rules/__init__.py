@@ -63,6 +63,8 @@ class Rule:
         leading: number of leading axes of the input that are treated alike, so that any of them may hold the samples.
         applies: False leaves this call to plain autograd.
         gradient: the rule itself.
+        commutes: the first two arguments may change places, so that the parameter may be either.
+        reads: the rule needs the values of the input, and not only its shape.
     """
 
     target: Any
@@ -71,6 +73,8 @@ class Rule:
     leading: Callable[[Mapping[str, Any]], int]
     applies: Callable[[Mapping[str, Any]], bool]
     gradient: Callable[[Site], Mapping[str, Contribution]]
+    commutes: bool = False
+    reads: bool = True
 
 
 _RULES: dict[Any, Rule] = {}
@@ -83,6 +87,8 @@ def layer_rule(
     roles: str,
     leading: Callable[[Mapping[str, Any]], int] = lambda _: 1,
     applies: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    commutes: bool = False,
+    reads: bool = True,
 ) -> Callable[[Callable[[Site], Mapping[str, Contribution]]], Callable[[Site], Mapping[str, Contribution]]]:
     """Register the decorated function as the rule of a function or of a class of modules; see Rule.
 
@@ -98,7 +104,8 @@ def layer_rule(
                 f"{target!r} has two layer rules: {first.__module__}.{first.__name__} and "
                 f"{gradient.__module__}.{gradient.__name__}; remove one"
             )
-        _RULES[target] = Rule(target, tuple(arguments.split()), tuple(roles.split()), leading, applies, gradient)
+        names = tuple(arguments.split())
+        _RULES[target] = Rule(target, names, tuple(roles.split()), leading, applies, gradient, commutes, reads)
         return gradient
 
     return register

@@ -1,8 +1,9 @@
-"""Normalizations with a scale and a shift: batch (by running statistics), layer, group and root-mean-square."""
+"""Normalizations with a scale and a shift: batch (by running statistics), instance, layer, group, root-mean-square."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,9 +33,12 @@ def batch_norm(site: Site) -> Mapping[str, Contribution]:
     mean, variance = site.arguments["running_mean"], site.arguments["running_var"]
     epsilon = site.arguments.get("eps", 1e-5)
 
+    @cache
+    def normalized() -> Tensor:
+        return functional.batch_norm(site.input, mean, variance, None, None, False, 0.0, epsilon)
+
     def weight(gradient: Tensor) -> Tensor:
-        normalized = functional.batch_norm(site.input, mean, variance, None, None, False, 0.0, epsilon)
-        return _per_channel(gradient * normalized)
+        return _per_channel(gradient * normalized())
 
     return {"weight": weight, "bias": _per_channel}
 
@@ -60,8 +64,12 @@ def layer_norm(site: Site) -> Mapping[str, Contribution]:
     shape = tuple(site.arguments["normalized_shape"])
     epsilon = site.arguments.get("eps", 1e-5)
 
+    @cache
+    def normalized() -> Tensor:
+        return functional.layer_norm(site.input, shape, None, None, epsilon)
+
     def weight(gradient: Tensor) -> Tensor:
-        return _over_positions(gradient * functional.layer_norm(site.input, shape, None, None, epsilon), shape)
+        return _over_positions(gradient * normalized(), shape)
 
     return {"weight": weight, "bias": lambda gradient: _over_positions(gradient, shape)}
 
@@ -78,8 +86,12 @@ def rms_norm(site: Site) -> Mapping[str, Contribution]:
     shape = tuple(site.arguments["normalized_shape"])
     epsilon = site.arguments.get("eps")
 
+    @cache
+    def normalized() -> Tensor:
+        return functional.rms_norm(site.input, shape, None, epsilon)
+
     def weight(gradient: Tensor) -> Tensor:
-        return _over_positions(gradient * functional.rms_norm(site.input, shape, None, epsilon), shape)
+        return _over_positions(gradient * normalized(), shape)
 
     return {"weight": weight}
 
@@ -89,7 +101,27 @@ def group_norm(site: Site) -> Mapping[str, Contribution]:
     """y = w x̂ + b:  dw = Σ_space g x̂,  db = Σ_space g."""
     groups, epsilon = site.arguments["num_groups"], site.arguments.get("eps", 1e-5)
 
+    @cache
+    def normalized() -> Tensor:
+        return functional.group_norm(site.input, groups, None, None, epsilon)
+
     def weight(gradient: Tensor) -> Tensor:
-        return _per_channel(gradient * functional.group_norm(site.input, groups, None, None, epsilon))
+        return _per_channel(gradient * normalized())
+
+    return {"weight": weight, "bias": _per_channel}
+
+
+@layer_rule(
+    functional.instance_norm,
+    arguments="input running_mean running_var weight bias use_input_stats momentum eps",
+    roles="weight bias",
+    applies=lambda arguments: arguments.get("use_input_stats", True) and arguments["input"].dim() > 2,
+)
+def instance_norm(site: Site) -> Mapping[str, Contribution]:
+    """y = w x̂ + b with the statistics of each sample's channel:  dw = Σ_space g x̂,  db = Σ_space g."""
+    epsilon = site.arguments.get("eps", 1e-5)
+
+    def weight(gradient: Tensor) -> Tensor:
+        return _per_channel(gradient * functional.instance_norm(site.input, eps=epsilon))
 
     return {"weight": weight, "bias": _per_channel}

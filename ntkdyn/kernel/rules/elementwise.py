@@ -1,0 +1,87 @@
+"""Parameters that are added to every sample, or multiply it, or are the right factor of a matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import Contribution, Site, layer_rule
+
+
+def _aligned(arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    """Shape of the parameter with as many axes as the input."""
+    inputs: Tensor = arguments["input"]
+    other: Tensor = arguments["other"]
+    return (1,) * (inputs.dim() - other.dim()) + tuple(other.shape)
+
+
+def _leading(arguments: Mapping[str, Any]) -> int:
+    shape = _aligned(arguments)
+    return next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
+
+
+def _applies(arguments: Mapping[str, Any]) -> bool:
+    inputs, other = arguments["input"], arguments["other"]
+    if inputs.dim() < other.dim() or "alpha" in arguments or "out" in arguments:
+        return False
+    fits = all(own in (1, size) for own, size in zip(_aligned(arguments), inputs.shape, strict=True))
+    return fits and _leading(arguments) > 0
+
+
+def _summed(site: Site, tensor: Tensor) -> Tensor:
+    """Sum [K, B, ...] over the axes along which the parameter is repeated: [K, B, P]."""
+    # Whichever of the leading axes held the samples is now axis 1, and the others have kept their order.
+    repeated = [axis + 1 for axis, size in enumerate(_aligned(site.arguments)) if axis > 0 and size == 1]
+    summed = tensor.sum(repeated) if repeated else tensor
+    return summed.reshape(*summed.shape[:2], -1)
+
+
+@layer_rule(
+    torch.Tensor.add,
+    arguments="input other",
+    roles="other",
+    leading=_leading,
+    applies=_applies,
+    commutes=True,
+    reads=False,
+)
+@layer_rule(
+    torch.add, arguments="input other", roles="other", leading=_leading, applies=_applies, commutes=True, reads=False
+)
+def addition(site: Site) -> Mapping[str, Contribution]:
+    """y = x + b:  db = Σ g over the axes along which b is repeated."""
+    return {"other": lambda gradient: _summed(site, gradient)}
+
+
+@layer_rule(torch.Tensor.mul, arguments="input other", roles="other", leading=_leading, applies=_applies, commutes=True)
+@layer_rule(torch.mul, arguments="input other", roles="other", leading=_leading, applies=_applies, commutes=True)
+def multiplication(site: Site) -> Mapping[str, Contribution]:
+    """y = x w:  dw = Σ g x over the axes along which w is repeated."""
+    return {"other": lambda gradient: _summed(site, gradient * site.input)}
+
+
+def _leading_of_product(arguments: Mapping[str, Any]) -> int:
+    return int(arguments["input"].dim()) - 1
+
+
+def _is_matrix(arguments: Mapping[str, Any]) -> bool:
+    return arguments["input"].dim() > 1 and arguments["other"].dim() == 2 and "out" not in arguments
+
+
+@layer_rule(
+    torch.Tensor.matmul, arguments="input other", roles="other", leading=_leading_of_product, applies=_is_matrix
+)
+@layer_rule(torch.matmul, arguments="input other", roles="other", leading=_leading_of_product, applies=_is_matrix)
+def matrix_product(site: Site) -> Mapping[str, Contribution]:
+    """y_t = a_t W:  dW = Σ_t a_t ⊗ g_t."""
+    features = site.input.reshape(len(site.input), -1, site.input.shape[-1])
+
+    def weight(gradient: Tensor) -> Tensor:
+        left = gradient.reshape(len(gradient), len(features), -1, gradient.shape[-1])
+        # The parameter is [d_in, d_out], and an Outer would be [d_out, d_in].
+        return torch.matmul(features.mT, left).flatten(2)
+
+    return {"other": weight}
