@@ -17,6 +17,7 @@ from .accumulator import Combine
 from .costs import Extent, cheapest
 from .precision import full_rate
 from .problem import Problem
+from .rows import part_numbers
 from .sides import Form, Seeds, Side, call_forms, make_side, strip_length
 from .tracing import Run, Trace, refuse_coupling, traced
 
@@ -273,9 +274,9 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
     def memory(names: Sequence[str], tile: int, chunk: int, sides: int) -> float:
         held = sum(inputs.get(name, 0) + chunk * gradients.get(name, 0) for name in names)
         extent = replace(plan, tile=tile, chunk=chunk).extent(problem)
-        widest = max((chunk * itemsize * _row_numbers(problem, plan, name, extent) for name in names), default=0)
+        working = max((_working_numbers(problem, plan, name, extent, tile) for name in names), default=0)
         passing = min(tile, plan.strip) * (graph + 4 * max(gradients.values(), default=0))
-        return sides * tile * (held + 1.5 * widest) + passing
+        return sides * (tile * held + working * itemsize) + passing
 
     names = list(problem.parameters)
     whole = max(problem.sizes)
@@ -313,12 +314,19 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
     )
 
 
-def _row_numbers(problem: Problem, plan: Plan, name: str, extent: Extent) -> int:
-    """Numbers of one row of the Jacobian, where rows are made."""
-    forms = plan.forms.get(name, ())
-    if len(forms) == 1 and not isinstance(problem.scales.get(name), Tensor) and cheapest(forms[0], extent) != "rows":
-        return 0
-    return problem.parameters[name].numel()
+def _working_numbers(problem: Problem, plan: Plan, name: str, extent: Extent, tile: int) -> int:
+    """Numbers that the contraction of one parameter holds for one side."""
+    forms, count = plan.forms.get(name, ()), extent.count
+    if len({(one.d_out, one.d_in, one.classes, one.bias) for one in forms}) == 1 and forms[0].positions > 0:
+        one = forms[0]
+        positions = sum(form.positions for form in forms)
+        if not isinstance(problem.scales.get(name), Tensor) and cheapest(one, extent) != "rows":
+            # Factors side by side, their inner products, and one block of products.
+            return tile * positions * (count * one.d_out + one.d_in) + 2 * tile**2 + 2**21
+        if not one.classes and not one.bias:
+            return part_numbers(tile, count, one, positions)
+    # Rows as they are, and once more scaled or side by side.
+    return 2 * tile * count * problem.parameters[name].numel()
 
 
 def _packed(names: Sequence[str], fits: Any) -> list[list[str]] | None:

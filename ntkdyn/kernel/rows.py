@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .accumulator import Accumulator
-from .sides import Factors, Side, Use, ranges
+from .sides import Factors, Form, Side, Use, ranges
 
 Scale = float | Tensor
 Piece = tuple[Use, str]
@@ -49,14 +49,25 @@ def add_rows_in_parts(
     side, pieces = first
     use, role = pieces[0]
     form, count = use.form(role), use.count
-    # Not too few columns at once: K · d_out of them make one matrix product.
-    step = max(-(-64 // count), _PART // (max(side.size, second[0].size) * count * form.d_in))
+    step = _columns(max(side.size, second[0].size), count, form)
     columns = list(ranges(slice(0, form.d_out), step))
     parts = _Parts(side, pieces, scale, keep=len(columns) > 1)
     parts_2 = parts if second[0] is side else _Parts(*second, scale, keep=len(columns) > 1)
     for some in columns:
         rows = parts.rows(some, workspace, 0)
         target.add_rows(rows, rows if parts_2 is parts else parts_2.rows(some, workspace, 1))
+
+
+def _columns(size: int, count: int, form: Form) -> int:
+    # Not too few at once: K times as many make one matrix product.
+    return max(-(-64 // count), _PART // (size * count * form.d_in))
+
+
+def part_numbers(size: int, count: int, form: Form, positions: int) -> int:
+    """Numbers that are held for one side by ``add_rows_in_parts``: rows of a part, and right factors."""
+    columns = min(form.d_out, _columns(size, count, form))
+    rights = size * positions * form.d_in if columns < form.d_out else _BLOCK
+    return size * count * columns * form.d_in + min(rights, _KEPT) + 2 * _BLOCK
 
 
 class _Parts:
