@@ -35,7 +35,7 @@ class Accumulator:
         self.symmetric = symmetric
         self.samples = int(target.shape[1 if combine == "each" else 0])
         self._by_direction = by_direction and combine == "full"
-        self._matrix: Tensor | None = None
+        self._matrix = target
         if combine == "full" and not by_direction:
             # Rows of samples and directions are evenly spaced, in a tile of a larger kernel as well.
             size, count, size_2 = target.shape[:3]
@@ -44,7 +44,7 @@ class Accumulator:
 
     def panels(self) -> Iterator[slice]:
         """Ranges of samples of the first side; columns before the first of a symmetric panel are not needed."""
-        if not self.symmetric:
+        if not self.symmetric or self._by_direction:
             yield slice(0, self.samples)
             return
         repeats = int(self.target.shape[1]) if self.combine == "full" else 1
@@ -57,6 +57,9 @@ class Accumulator:
 
     def add_rows(self, first: Tensor, second: Tensor) -> None:
         """Add Σ_p J₁[n, k, p] J₂[m, l, p] from [N1, K, P] and [N2, K, P]."""
+        if self._by_direction:
+            self._add_by_direction(first, second, None)
+            return
         for panel in self.panels():
             start = self._columns(panel)
             if self.combine == "trace":
@@ -64,13 +67,10 @@ class Accumulator:
             elif self.combine == "each":
                 for k, target in enumerate(self.target):
                     target[panel, start:].addmm_(first[panel, k], second[start:, k].T)
-            elif self._matrix is not None:
+            else:
                 count = first.shape[1]
                 rows = self._matrix[panel.start * count : panel.stop * count, start * count :]
                 rows.addmm_(first[panel].flatten(0, 1), second[start:].flatten(0, 1).T)
-            else:
-                product = first[panel].flatten(0, 1) @ second[start:].flatten(0, 1).T
-                self.target[panel, :, start:] += product.view(-1, first.shape[1], len(second) - start, first.shape[1])
 
     def add_identity(self, features: Tensor, channels: int) -> None:
         """Add F[n, t, m, t'] to outputs (t, c) and (t', c) for each of C channels: the last layer, without backward."""
@@ -86,7 +86,7 @@ class Accumulator:
     def add_hadamard(self, first: Tensor, second: Tensor, features: Tensor) -> None:
         """Add F[n, m] · (g₁[n, k] · g₂[m, l]) from [N1, K, d], [N2, K, d] and F [N1, N2]."""
         if self._by_direction:
-            self._add_hadamard_by_direction(first, second, features)
+            self._add_by_direction(first, second, features)
             return
         count = first.shape[1]
         for panel in self.panels():
@@ -106,8 +106,8 @@ class Accumulator:
                     product = product.view(-1, count, len(second) - start, count)
                     self.target[rows, :, start:].addcmul_(product, features[rows, None, start:, None])
 
-    def _add_hadamard_by_direction(self, first: Tensor, second: Tensor, features: Tensor) -> None:
-        # Here pairs of directions lie outside, and symmetry halves these pairs.
+    def _add_by_direction(self, first: Tensor, second: Tensor, features: Tensor | None) -> None:
+        # Here pairs of directions lie outside, and symmetry halves these pairs, not those of samples.
         first, second = first.transpose(0, 1).contiguous(), second.transpose(0, 1).contiguous()
         count, size, width = second.shape
         target = self.target.permute(1, 0, 3, 2)  # [K, N1, K, N2]
@@ -115,7 +115,11 @@ class Accumulator:
             start = k if self.symmetric else 0
             for rows in _parts(slice(0, self.samples), size * (count - start)):
                 product = first[k, rows] @ second[start:].view(-1, width).T
-                target[k, rows, start:].addcmul_(product.view(-1, count - start, size), features[rows, None])
+                product = product.view(-1, count - start, size)
+                if features is None:
+                    target[k, rows, start:] += product
+                else:
+                    target[k, rows, start:].addcmul_(product, features[rows, None])
 
     def add_positions(self, first: Tensor, second: Tensor, features: Callable[[slice, int], Tensor]) -> None:
         """Add Σ_st F[n, s, m, t] (g₁[n, k, s] · g₂[m, l, t]) from [N1, K, S, d] and [N2, K, T, d].

@@ -15,6 +15,7 @@ from .tracing import Placement, Run, Trace, run, suppress_failure
 
 # Bytes of one layer's output in a strip of samples: the backward passes of a strip then stay in a processor's cache.
 _STRIP = 2**20
+_LEAST_STRIP = 8
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ def strip_length(problem: Problem, calls: Sequence[tuple[Call, Placement]]) -> i
     if problem.train_mode or not calls or calls[0][0].input.is_cuda:
         return max(problem.sizes)
     largest = max(call.shape.numel() // call.shape[place.axis] * place.fold for call, place in calls)
-    return max(8, _STRIP // (largest * problem.dtype.itemsize))
+    return max(_LEAST_STRIP, _STRIP // (largest * problem.dtype.itemsize))
 
 
 def make_side(

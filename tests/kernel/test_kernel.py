@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkdyn import empirical_ntk
+from ntkdyn import Gate, Projection, SummedOutputs, empirical_ntk
 from ntkdyn.errors import (
     ConfigurationError,
     NondeterministicForward,
@@ -86,6 +86,86 @@ def test_equals_loop(name: str, symmetric: bool, oracles: ModuleType) -> None:
                 assert error(found, exact) <= tolerance, (engine, reduce, per, dtype)
                 blocks = found.values() if isinstance(found, dict) else [found]
                 assert all(block.dtype == dtype for block in blocks)
+
+
+@pytest.fixture
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels, parts, blocks, strips and the trial run of the engine at the size of the zoo's kernels."""
+    for name, value in {
+        "accumulator._LEAST_ROWS": 1,
+        "accumulator._PANELS": 3,
+        "accumulator._BLOCK": 2**3,
+        "rows._BLOCK": 2**4,
+        "rows._PART": 2**5,
+        "rows._KEPT": 2**6,
+        "contraction._BLOCK": 2**4,
+        "contraction._NARROW": 2**3,
+        "sides._STRIP": 1,
+        "sides._LEAST_STRIP": 2,
+        "tracing._TRIAL": 2,
+    }.items():
+        monkeypatch.setattr(f"ntkdyn.kernel.{name}", value)
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+@pytest.mark.parametrize("symmetric", [True, False], ids=["x1", "x1-x2"])
+@pytest.mark.parametrize("name", ZOO)
+def test_pieces_add_up_to_the_same(name: str, symmetric: bool) -> None:
+    problem = ZOO[name]()
+    further = {"forward": problem.forward, "parameters": problem.parameters, "dtype": torch.float64}
+    inputs = (problem.x1,) if symmetric else (problem.x1, problem.x2)
+    for reduce in (*NAMED, Projection(2, seed=1), SummedOutputs()):
+        found = empirical_ntk(problem.model, *inputs, reduce=reduce, per="parameter", **further)
+        exact = empirical_ntk(problem.model, *inputs, reduce=reduce, per="parameter", engine="reference", **further)
+        whole = max(block.abs().max() for block in exact.values())
+        for key, block in exact.items():
+            assert (found[key] - block).abs().max() <= 1e-10 * block.abs().max() + 1e-14 * whole + 1e-25, (reduce, key)
+        together = empirical_ntk(problem.model, *inputs, reduce=reduce, **further)
+        assert (together - sum(exact.values())).abs().max() <= 1e-10 * whole + 1e-25, reduce
+
+
+def _networks(width: int, outputs: int) -> dict[str, tuple[nn.Module, Tensor]]:
+    size = 70
+    norm = nn.BatchNorm2d(4)
+    norm.running_var.uniform_(0.5, 2.0)
+    return {
+        "mlp": (
+            nn.Sequential(
+                nn.Linear(9, width), Gate(width, 0.2), nn.Linear(width, 5), nn.PReLU(), nn.Linear(5, outputs),
+            ),
+            torch.randn(size, 9),
+        ),
+        "cnn": (
+            nn.Sequential(
+                nn.Conv2d(2, 4, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Tanh(), nn.Flatten(),
+                nn.Linear(4 * 9, outputs),
+            ).eval(),
+            torch.randn(size, 2, 5, 5),
+        ),
+        "positions": (
+            nn.Sequential(
+                nn.Embedding(11, width), nn.Linear(width, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 4),
+                nn.Flatten(), nn.Linear(16, outputs),
+            ),
+            torch.randint(0, 11, (size, 4)),
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("outputs", [1, 7, 70])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "positions"])
+def test_many_samples(name: str, outputs: int) -> None:
+    # Enough for several panels and strips; 70 outputs are as many as there are samples.
+    torch.manual_seed(outputs)
+    model, x = _networks(12, outputs)[name]
+    model, x = model.double(), x.double() if x.is_floating_point() else x
+    for reduce in ("trace", "each", "full") if outputs < 70 else ("trace", "each"):
+        for inputs in ((x,), (x, x[:33].flip(0))):
+            exact = empirical_ntk(model, *inputs, reduce=reduce, per="parameter", engine="reference")
+            found = empirical_ntk(model, *inputs, reduce=reduce, per="parameter")
+            for key, block in exact.items():
+                assert (found[key] - block).abs().max() <= 1e-10 * block.abs().max(), (reduce, len(inputs), key)
+            assert error(empirical_ntk(model, *inputs, reduce=reduce), sum(exact.values())) <= 1e-10
 
 
 @pytest.mark.parametrize("name", ZOO)
