@@ -36,11 +36,19 @@ class Accumulator:
         self.samples = int(target.shape[1 if combine == "each" else 0])
         self._by_direction = by_direction and combine == "full"
         self._matrix = target
+        self._scratch = target.new_empty(0)
         if combine == "full" and not by_direction:
             # Rows of samples and directions are evenly spaced, in a tile of a larger kernel as well.
             size, count, size_2 = target.shape[:3]
             spacing = (target.stride(1), 1)
             self._matrix = target.as_strided((size * count, size_2 * count), spacing, target.storage_offset())
+
+    def _product(self, first: Tensor, second: Tensor) -> Tensor:
+        """first @ secondᵀ in memory that the next product takes again: fresh pages cost as much as the product."""
+        wanted = len(first) * len(second)
+        if self._scratch.numel() < wanted:
+            self._scratch = first.new_empty(wanted)
+        return torch.mm(first, second.T, out=self._scratch[:wanted].view(len(first), len(second)))
 
     def panels(self) -> Iterator[slice]:
         """Ranges of samples of the first side; columns before the first of a symmetric panel are not needed."""
@@ -93,16 +101,16 @@ class Accumulator:
             start = self._columns(panel)
             if self.combine == "trace":
                 for rows in _parts(panel, len(second) - start):
-                    product = first[rows].flatten(1) @ second[start:].flatten(1).T
+                    product = self._product(first[rows].flatten(1), second[start:].flatten(1))
                     self.target[rows, start:].addcmul_(product, features[rows, start:])
             elif self.combine == "each":
                 for k, target in enumerate(self.target):
                     for rows in _parts(panel, len(second) - start):
-                        product = first[rows, k] @ second[start:, k].T
+                        product = self._product(first[rows, k], second[start:, k])
                         target[rows, start:].addcmul_(product, features[rows, start:])
             else:
                 for rows in _parts(panel, (len(second) - start) * count**2):
-                    product = first[rows].flatten(0, 1) @ second[start:].flatten(0, 1).T
+                    product = self._product(first[rows].flatten(0, 1), second[start:].flatten(0, 1))
                     product = product.view(-1, count, len(second) - start, count)
                     self.target[rows, :, start:].addcmul_(product, features[rows, None, start:, None])
 
@@ -114,7 +122,7 @@ class Accumulator:
         for k in range(count):
             start = k if self.symmetric else 0
             for rows in _parts(slice(0, self.samples), size * (count - start)):
-                product = first[k, rows] @ second[start:].view(-1, width).T
+                product = self._product(first[k, rows], second[start:].view(-1, width))
                 product = product.view(-1, count - start, size)
                 if features is None:
                     target[k, rows, start:] += product
@@ -137,16 +145,16 @@ class Accumulator:
             for rows in _parts(panel, wide, least=1):
                 kernel = features(rows, start)
                 if trace:
-                    product = left[rows].flatten(0, 1) @ left_2[start:].flatten(0, 1).T
+                    product = self._product(left[rows].flatten(0, 1), left_2[start:].flatten(0, 1))
                     product.view(kernel.shape).mul_(kernel)
                     self.target[rows, start:] += product.view(kernel.shape).sum((1, 3))
                 elif full:
-                    product = left[rows].flatten(0, 2) @ left_2[start:].flatten(0, 2).T
+                    product = self._product(left[rows].flatten(0, 2), left_2[start:].flatten(0, 2))
                     pairs = product.view(-1, count, length, len(second) - start, count, length_2)
                     self.target[rows, :, start:] += pairs.mul_(kernel[:, None, :, :, None]).sum((2, 5))
                 else:
                     for k, target in enumerate(self.target):
-                        product = left[rows, k].flatten(0, 1) @ left_2[start:, k].flatten(0, 1).T
+                        product = self._product(left[rows, k].flatten(0, 1), left_2[start:, k].flatten(0, 1))
                         target[rows, start:] += product.view(kernel.shape).mul_(kernel).sum((1, 3))
 
     def add_at(self, samples: Tensor, samples_2: Tensor, first: Tensor, second: Tensor) -> None:

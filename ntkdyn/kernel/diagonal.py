@@ -34,7 +34,7 @@ def diagonal_blocks(problem: Problem) -> dict[str, Tensor]:
 def _diagonal(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
     size, count = problem.sizes[0], plan.seeds.count
     shape = {"trace": (size,), "each": (count, size), "full": (size, count, count)}[plan.combine]
-    result = {key: plan.outputs.new_zeros(shape, dtype=problem.dtype) for key in problem.keys.values()}
+    result = {key: plan.outputs.new_zeros(shape, dtype=problem.dtype) for key in dict.fromkeys(problem.keys.values())}
     features: list[Tensor] = []
     # A pass through the network for each tile is all that tiles cost here.
     tile = plan.tile if plan.tile < size or problem.train_mode else min(size, max(plan.strip, 16))

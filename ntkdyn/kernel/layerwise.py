@@ -30,7 +30,7 @@ def blocks(problem: Problem) -> dict[str, Tensor]:
 def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
     """None where the network does something else for some samples than for others."""
     symmetric = problem.inputs_2 is None
-    result = {key: _zeros(problem, plan) for key in problem.keys.values()}
+    result = {key: _zeros(problem, plan) for key in dict.fromkeys(problem.keys.values())}
     tiles, tiles_2 = plan.tiles(problem.sizes[0]), plan.tiles(problem.sizes[1])
     by_direction = plan.by_direction and len(tiles) == len(tiles_2) == 1
     features: tuple[dict[int, Tensor | None], dict[int, Tensor | None]] = ({}, {})
