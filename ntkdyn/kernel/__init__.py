@@ -87,7 +87,9 @@ def empirical_ntk(
 
     Args:
         model: any module; its layers must be in evaluation mode where that matters (see train_mode).
-        x1: tensor, or pytree of tensors with samples on axis 0; handed to the model as its only argument.
+        x1: tensor, or pytree of tensors with samples on axis 0. A mapping whose keys are names of the model's arguments
+            is handed over as these, a tuple as several arguments where the model requires several; else x1 is the only
+            argument.
         x2: other samples for the second axis; None means x1 and runs the network once.
         reduce: "trace" Σ_c Θ_cc [N1, N2]; "mean" the same divided by the number of outputs; "each" Θ_cc [C, N1, N2];
             "full" [N1, N2, C, C]; Projection(count, seed) an unbiased estimate of the trace at the cost of ``count``
@@ -95,7 +97,8 @@ def empirical_ntk(
         per: None for the whole kernel; "layer" or "parameter" for a dict from dotted name to its contribution. The
             contributions add up to the whole; a shared parameter belongs to its first owner in named_parameters();
             parameters of the model itself belong to "<root>".
-        forward: forward(model, inputs) -> tensor of outputs; the default is model(inputs), or its .logits.
+        forward: forward(model, inputs) -> tensor of outputs; the default calls the model and takes its tensor, or
+            its .logits.
         parameters: names or fnmatch patterns ("head.*"); None means all with requires_grad. Named ones count even
             where requires_grad is False.
         metric: parameter name or pattern -> s ≥ 0, a number or a tensor that expands to the parameter's shape: the

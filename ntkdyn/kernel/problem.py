@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -146,10 +147,34 @@ def layer_of(name: str) -> str:
 
 
 def default_forward(model: nn.Module, inputs: Any) -> Tensor:
-    """Outputs of model(inputs): the tensor itself, or its .logits."""
-    outputs = model(inputs)
+    """Outputs of model(inputs): the tensor itself, or its .logits.
+
+    A mapping whose keys are names of arguments of the model is handed over by name, and a tuple or list by position
+    where the model requires several arguments.
+    """
+    if isinstance(inputs, Mapping) and _accepts_by_name(model, inputs):
+        outputs = model(**inputs)
+    elif isinstance(inputs, tuple | list) and _required(model) > 1:
+        outputs = model(*inputs)
+    else:
+        outputs = model(inputs)
     # Problem.run refuses what is no tensor.
     return outputs if isinstance(outputs, Tensor) else cast(Tensor, getattr(outputs, "logits", outputs))
+
+
+def _accepts_by_name(model: nn.Module, inputs: Mapping[Any, Any]) -> bool:
+    try:
+        inspect.signature(type(model).forward).bind(model, **inputs)
+    except TypeError:
+        return False
+    return True
+
+
+def _required(model: nn.Module) -> int:
+    """Number of positional arguments without a default, besides self."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    arguments = list(inspect.signature(type(model).forward).parameters.values())[1:]
+    return sum(one.kind in positional and one.default is inspect.Parameter.empty for one in arguments)
 
 
 def sample_count(inputs: Any, name: str) -> int:
