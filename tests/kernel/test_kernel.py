@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from ntkdyn import Gate, Projection, SummedOutputs, empirical_ntk
 from ntkdyn.errors import (
@@ -68,7 +70,7 @@ def error(found: Any, expected: Any) -> float:
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["x1", "x1-x2"])
 @pytest.mark.parametrize("name", ZOO)
-def test_equals_loop(name: str, symmetric: bool, oracles: ModuleType) -> None:
+def test_equals_loop(name: str, symmetric: bool, device: torch.device, oracles: ModuleType) -> None:
     problem = ZOO[name]()
     further = {"forward": problem.forward, "parameters": problem.parameters}
     inputs = (problem.x1,) if symmetric else (problem.x1, problem.x2)
@@ -77,15 +79,19 @@ def test_equals_loop(name: str, symmetric: bool, oracles: ModuleType) -> None:
         for reduce in NAMED
         for per in (None, "layer", "parameter")
     }
+    model = problem.model.to(device)
+    inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
     for engine in ENGINES:
         for (reduce, per), exact in expected.items():
             for dtype, tolerance in TOLERANCE.items():
-                found = empirical_ntk(
-                    problem.model, *inputs, reduce=reduce, per=per, engine=engine, dtype=dtype, **further
-                )
-                assert error(found, exact) <= tolerance, (engine, reduce, per, dtype)
-                blocks = found.values() if isinstance(found, dict) else [found]
-                assert all(block.dtype == dtype for block in blocks)
+                # What the network itself makes in its forward pass belongs on the device as well.
+                with nullcontext() if device.type == "cpu" else device:
+                    found = empirical_ntk(model, *inputs, reduce=reduce, per=per, engine=engine, dtype=dtype, **further)
+                blocks = found if isinstance(found, dict) else {"": found}
+                assert all(block.dtype == dtype and block.device.type == device.type for block in blocks.values())
+                on_cpu = {key: block.cpu() for key, block in blocks.items()}
+                exact_blocks = exact if isinstance(exact, dict) else {"": exact}
+                assert error(on_cpu, exact_blocks) <= tolerance, (engine, reduce, per, dtype)
 
 
 @pytest.fixture
