@@ -80,7 +80,7 @@ class Explanation:
 
 
 def _numbers(flops: float, moved: float, seconds: float) -> tuple[str, str, str]:
-    return f"{flops / 1e9:.3f}", f"{moved / 1e6:.1f}", f"{1e3 * seconds:.1f}"
+    return f"{flops / 1e9:.3g}", f"{moved / 1e6:.3g}", f"{1e3 * seconds:.3g}"
 
 
 def explained(problem: Problem) -> Explanation:
