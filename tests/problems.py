@@ -607,6 +607,38 @@ def added_parameter_then_in_place() -> Problem:
     return Problem(Composite(call, first=nn.Linear(4, 3), head=nn.Linear(3, 3)), torch.randn(4, 4), torch.randn(3, 4))
 
 
+class Stored(nn.Module):
+    """Weights stored [in, out]: GPT-2's addmm over positions, a square one used as it is, again, and transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4))
+        self.square, self.head = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.addmm(self.bias, x.reshape(-1, 3), self.first).view(*x.shape[:-1], 4).tanh()
+        hidden = (hidden @ self.square).tanh() @ self.square
+        return functional.linear(hidden.tanh(), self.square).tanh().sum(1) @ self.head
+
+
+@problem
+def weights_stored_transposed() -> Problem:
+    return Problem(Stored(), torch.randn(4, 5, 3), torch.randn(3, 5, 3))
+
+
+@problem
+def wide_products_of_many_positions() -> Problem:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return ((x @ self.first).tanh() @ self.second).tanh().mean(1)
+
+    return Problem(Wide(), torch.randn(3, 9, 3), torch.randn(2, 9, 3))
+
+
 @problem
 def parameters_times_parameters() -> Problem:
     class Product(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -148,12 +149,10 @@ def _flush(target: Accumulator, rows: list[Tensor], rows_2: list[Tensor]) -> Non
 def _common_form(parts: Sequence[Piece], parts_2: Sequence[Piece]) -> Form | None:
     """The form of the sum over all uses; None where it is no one sum of outer products."""
     forms = [use.form(role) for use, role in (*parts, *parts_2)]
-    kinds = {(form.d_out, form.d_in, form.classes, form.bias, form.positions > 0) for form in forms}
-    if len(kinds) != 1 or forms[0].positions == 0:
+    if len({form.kind for form in forms}) != 1 or forms[0].positions == 0:
         return None
     positions = max(sum(form.positions for form in forms[: len(parts)]), sum(f.positions for f in forms[len(parts) :]))
-    one = forms[0]
-    return Form(positions, one.d_out, one.d_in, one.classes, one.numbers, one.bias)
+    return replace(forms[0], positions=positions)
 
 
 def _factors(parts: Sequence[Piece], side: Side) -> Factors:
@@ -164,7 +163,7 @@ def _factors(parts: Sequence[Piece], side: Side) -> Factors:
         return factors[0]
     rights = [one.right for one in factors if one.right is not None]
     right = torch.cat(rights, 1) if rights else None
-    return Factors(torch.cat([one.left for one in factors], 2), right, factors[0].classes)
+    return replace(factors[0], left=torch.cat([one.left for one in factors], 2), right=right)
 
 
 def _add_gram(target: Accumulator, first: Factors, second: Factors, scale: float, extra: float) -> None:

@@ -126,7 +126,7 @@ def _of_parameter(problem: Problem, plan: Plan, name: str) -> tuple[str, Cost]:
     if name not in plan.forms:
         return "none (zero)", Cost(0.0, 0.0)
     forms = plan.forms[name]
-    if len({(form.d_out, form.d_in, form.classes, form.bias, form.positions > 0) for form in forms}) > 1:
+    if len({form.kind for form in forms}) > 1:
         rows_only = [costs(form, extent)["rows"] for form in forms]
         return "rows", Cost(times * sum(one.flops for one in rows_only), times * sum(one.bytes for one in rows_only))
     weight = f"{name.rpartition('.')[0]}.weight" if forms[0].bias else name

@@ -317,7 +317,7 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
 def _working_numbers(problem: Problem, plan: Plan, name: str, extent: Extent, tile: int) -> int:
     """Numbers that the contraction of one parameter holds for one side."""
     forms, count = plan.forms.get(name, ()), extent.count
-    if len({(one.d_out, one.d_in, one.classes, one.bias) for one in forms}) == 1 and forms[0].positions > 0:
+    if len({one.kind for one in forms}) == 1 and forms[0].positions > 0:
         one = forms[0]
         positions = sum(form.positions for form in forms)
         if not isinstance(problem.scales.get(name), Tensor) and cheapest(one, extent) != "rows":

@@ -78,7 +78,7 @@ class _Parts:
         form = use.form(role)
         self._size, self._use = side.size, use
         self._d_in = form.d_in
-        self._root = scale.reshape(form.d_out, form.d_in).sqrt() if isinstance(scale, Tensor) else scale**0.5
+        self._root = _as_matrix(scale, form).sqrt() if isinstance(scale, Tensor) else scale**0.5
         self._makers: list[tuple[slice, bool, Callable[[], Factors]]] = []
         for position, (use, role) in enumerate(pieces):
             form = use.form(role)
@@ -100,6 +100,11 @@ class _Parts:
         elif self._root != 1.0:
             rows *= self._root
         return rows.flatten(2)
+
+
+def _as_matrix(scale: Tensor, form: Form) -> Tensor:
+    """The metric of a parameter, [d_out, d_in]."""
+    return scale.reshape(form.d_in, form.d_out).T if form.transposed else scale.reshape(form.d_out, form.d_in)
 
 
 def _factors(use: Use, role: str, samples: slice) -> Factors:
@@ -143,4 +148,4 @@ def _rows_of_use(use: Use, role: str, samples: slice) -> Tensor:
         return rows.scatter_add_(2, index, found.left).flatten(2)
     rows = found.left.new_empty(size, count, width, found.right.shape[-1])
     _multiply_out(found, slice(0, width), rows, add=False)
-    return rows.flatten(2)
+    return (rows.mT if found.transposed else rows).flatten(2)

@@ -30,6 +30,7 @@ class Factors:
     left: Tensor
     right: Tensor | None
     classes: int
+    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Form:
         classes: as in Factors.
         numbers: of one row of the Jacobian.
         bias: right is None.
+        transposed: the parameter is [d_in, d_out].
     """
 
     positions: int
@@ -49,6 +51,12 @@ class Form:
     classes: int
     numbers: int
     bias: bool
+    transposed: bool = False
+
+    @property
+    def kind(self) -> tuple[int, int, int, bool, bool, bool]:
+        """The same for two uses of one parameter means that their sums of outer products are one sum."""
+        return self.d_out, self.d_in, self.classes, self.bias, self.transposed, self.positions > 0
 
 
 class Use:
@@ -153,7 +161,7 @@ def _by_sample(found: Outer | Tensor, fold: int, dtype: torch.dtype) -> Factors 
         right = None if right is None else right.reshape(-1, fold * right.shape[1], *right.shape[2:])
     if right is not None and not found.classes:
         right = right.to(dtype)
-    return Factors(left.transpose(0, 1), right, found.classes)
+    return Factors(left.transpose(0, 1), right, found.classes, found.transposed)
 
 
 def call_forms(call: Call, place: Placement) -> dict[str, Form]:
@@ -176,7 +184,7 @@ def _form(call: Call, place: Placement, role: str) -> Form:
         return Form(0, 0, 0, 0, int(found.shape[-1]), bias=False)
     positions, d_out = (int(size) for size in found.left.shape[2:])
     d_in = found.classes or (1 if found.right is None else int(found.right.shape[-1]))
-    return Form(positions, d_out, d_in, found.classes, d_out * d_in, found.right is None)
+    return Form(positions, d_out, d_in, found.classes, d_out * d_in, found.right is None, found.transposed)
 
 
 class Seeds:

@@ -19,7 +19,14 @@ from ntkdyn.kernel import ENGINES, Projection, SummedOutputs
 from ntkdyn.kernel.preparation import prepared
 from ntkdyn.kernel.tracing import traced
 
-NETWORKS = ["tied_embedding", "transposed_convolutions", "elementwise_parameters", "source_and_target_transformer"]
+NETWORKS = [
+    "tied_embedding",
+    "transposed_convolutions",
+    "elementwise_parameters",
+    "source_and_target_transformer",
+    "weights_stored_transposed",
+    "wide_products_of_many_positions",
+]
 
 
 def rows(problem: Any, inputs: Any, scales: dict[str, Tensor], oracles: ModuleType) -> Tensor:
@@ -124,7 +131,8 @@ def test_convolution_of_any_shape(
     "name",
     ["attention", "transformer_encoder", "transformer_encoder_with_its_fast_path", "transformer_positions_first",
      "source_and_target_transformer", "cross_attention_of_other_widths", "transposed_convolutions",
-     "elementwise_parameters", "root_owned_parameters", "added_parameter_then_in_place", "convnext_block"],
+     "elementwise_parameters", "root_owned_parameters", "added_parameter_then_in_place", "convnext_block",
+     "weights_stored_transposed", "wide_products_of_many_positions"],
 )  # fmt: skip
 def test_no_fall_back(name: str, zoo: ModuleType) -> None:
     problem = zoo.ZOO[name]()

@@ -28,11 +28,13 @@ class Outer:
         right: [B, T, d_in]; or int64 [B, T], which stands for one-hot rows of width `classes`; or None, which stands
             for the number 1 at every position (a bias).
         classes: number of classes of an integer right; the matrix is then [classes, d_out].
+        transposed: the parameter is the transpose [d_in, d_out] of that matrix.
     """
 
     left: Tensor
     right: Tensor | None
     classes: int = 0
+    transposed: bool = False
 
 
 # What a rule gives for one parameter: output gradients [K, B, ...] -> Outer, or rows [K, B, P].

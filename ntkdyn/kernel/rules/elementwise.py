@@ -1,4 +1,4 @@
-"""Parameters that are added to every sample, or multiply it, or are the right factor of a matrix product."""
+"""Parameters that are added to every sample, or multiply it."""
 
 from __future__ import annotations
 
@@ -61,27 +61,3 @@ def addition(site: Site) -> Mapping[str, Contribution]:
 def multiplication(site: Site) -> Mapping[str, Contribution]:
     """y = x w:  dw = Σ g x over the axes along which w is repeated."""
     return {"other": lambda gradient: _summed(site, gradient * site.input)}
-
-
-def _leading_of_product(arguments: Mapping[str, Any]) -> int:
-    return int(arguments["input"].dim()) - 1
-
-
-def _is_matrix(arguments: Mapping[str, Any]) -> bool:
-    return arguments["input"].dim() > 1 and arguments["other"].dim() == 2 and "out" not in arguments
-
-
-@layer_rule(
-    torch.Tensor.matmul, arguments="input other", roles="other", leading=_leading_of_product, applies=_is_matrix
-)
-@layer_rule(torch.matmul, arguments="input other", roles="other", leading=_leading_of_product, applies=_is_matrix)
-def matrix_product(site: Site) -> Mapping[str, Contribution]:
-    """y_t = a_t W:  dW = Σ_t a_t ⊗ g_t."""
-    features = site.input.reshape(len(site.input), -1, site.input.shape[-1])
-
-    def weight(gradient: Tensor) -> Tensor:
-        left = gradient.reshape(len(gradient), len(features), -1, gradient.shape[-1])
-        # The parameter is [d_in, d_out], and an Outer would be [d_out, d_in].
-        return torch.matmul(features.mT, left).flatten(2)
-
-    return {"other": weight}
