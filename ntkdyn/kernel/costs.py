@@ -49,9 +49,9 @@ def costs(form: Form, extent: Extent) -> dict[Route, Cost]:
     result = half * size * size_2 * (pairs if extent.combine != "trace" else 1)
     product = 2.0 * half * pairs * size * size_2 * width
     row_bytes = itemsize * (3.0 * sides * count * width + 2 * result)
+    making = 2.0 * sides * count * form.products
     if form.positions == 0:
-        return {"rows": Cost(product, row_bytes)}
-    making = 0.0 if form.classes or form.bias else 2.0 * sides * count * form.positions * width
+        return {"rows": Cost(making + product, row_bytes)}
     found: dict[Route, Cost] = {"rows": Cost(making + product, row_bytes)}
     squares = half * size * size_2 * form.positions**2
     features = 0 if form.bias else form.d_in

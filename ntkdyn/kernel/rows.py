@@ -94,7 +94,7 @@ class _Parts:
         shape = (self._size, self._use.count, columns.stop - columns.start, self._d_in)
         rows = workspace.take(number, shape, self._use)
         for samples, further, make in self._makers:
-            _multiply_out(make(), columns, rows[samples], add=further)
+            make().multiply_out(columns, rows[samples], add=further)
         if isinstance(self._root, Tensor):
             rows *= self._root[columns]
         elif self._root != 1.0:
@@ -111,18 +111,6 @@ def _factors(use: Use, role: str, samples: slice) -> Factors:
     return cast(Factors, use.contribution(role, samples))
 
 
-def _multiply_out(factors: Factors, columns: slice, target: Tensor, *, add: bool) -> None:
-    """Write Σ_t left ⊗ right into [n, K, columns, d_in], or add it."""
-    left, right = factors.left[..., columns], cast(Tensor, factors.right)
-    size, count, positions, width = left.shape
-    out = target.view(size, count * width, right.shape[-1])
-    flat = left.transpose(2, 3).reshape(size, count * width, positions)
-    if add:
-        out.baddbmm_(flat, right)
-    else:
-        torch.bmm(flat, right, out=out)
-
-
 def whole_rows(name: str, pieces: Sequence[Piece], side: Side, scale: Scale, samples: slice) -> Tensor:
     """Rows √s J [n, K, P] of one parameter for some samples, all uses summed, whatever they are made of."""
     rows = side.rest[name][samples] if name in side.rest else None
@@ -136,16 +124,5 @@ def whole_rows(name: str, pieces: Sequence[Piece], side: Side, scale: Scale, sam
 
 
 def _rows_of_use(use: Use, role: str, samples: slice) -> Tensor:
-    found, size = use.contribution(role, samples), samples.stop - samples.start
-    if isinstance(found, Tensor):
-        return found.contiguous()
-    if found.right is None:
-        return found.left.sum(2)
-    count, positions, width = found.left.shape[1:]
-    if found.classes:
-        rows = found.left.new_zeros(size, count, found.classes, width)
-        index = found.right.view(size, 1, positions, 1).expand_as(found.left)
-        return rows.scatter_add_(2, index, found.left).flatten(2)
-    rows = found.left.new_empty(size, count, width, found.right.shape[-1])
-    _multiply_out(found, slice(0, width), rows, add=False)
-    return (rows.mT if found.transposed else rows).flatten(2)
+    found = use.contribution(role, samples)
+    return found.contiguous() if isinstance(found, Tensor) else found.rows()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from .tracing import Placement, Run, Trace, run, suppress_failure
 # Bytes of one layer's output in a strip of samples: the backward passes of a strip then stay in a processor's cache.
 _STRIP = 2**20
 _LEAST_STRIP = 8
+# Features times directions of a product that makes rows.
+_LEAST_WIDTH = 96
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,30 @@ class Factors:
     classes: int
     transposed: bool
 
+    def rows(self) -> Tensor:
+        """The sum multiplied out, [N, K, P]."""
+        if self.right is None:
+            return self.left.sum(2)
+        size, count, positions, width = self.left.shape
+        if self.classes:
+            rows = self.left.new_zeros(size, count, self.classes, width)
+            index = self.right.view(size, 1, positions, 1).expand_as(self.left)
+            return rows.scatter_add_(2, index, self.left).flatten(2)
+        rows = self.left.new_empty(size, count, width, self.right.shape[-1])
+        self.multiply_out(slice(0, width), rows, add=False)
+        return (rows.mT if self.transposed else rows).flatten(2)
+
+    def multiply_out(self, columns: slice, target: Tensor, *, add: bool) -> None:
+        """Write Σ_t left ⊗ right for a range of d_out into [N, K, columns, d_in], or add it."""
+        left, right = self.left[..., columns], cast(Tensor, self.right)
+        size, count, positions, width = left.shape
+        out = target.view(size, count * width, right.shape[-1])
+        flat = left.transpose(2, 3).reshape(size, count * width, positions)
+        if add:
+            out.baddbmm_(flat, right)
+        else:
+            torch.bmm(flat, right, out=out)
+
 
 @dataclass(frozen=True)
 class Form:
@@ -41,6 +68,7 @@ class Form:
         positions, d_out, d_in: of the factors; positions is 0 where the rule gives rows; d_in is 1 for a bias.
         classes: as in Factors.
         numbers: of one row of the Jacobian.
+        products: multiplications in making one row.
         bias: right is None.
         transposed: the parameter is [d_in, d_out].
     """
@@ -50,7 +78,8 @@ class Form:
     d_in: int
     classes: int
     numbers: int
-    bias: bool
+    products: int = 0
+    bias: bool = False
     transposed: bool = False
 
     @property
@@ -62,10 +91,11 @@ class Form:
 class Use:
     """One recognized call in the runs of a side.
 
-    Where every parameter of the call has one number a feature (norms, slopes, biases), its rows are made as soon as an
-    output gradient is there; else the gradients [N · F, K, ...] are kept, filled strip by strip. In memory the
-    directions lie just before the features (channels, where these are innermost): all features of all directions at
-    one position are then one row of a matrix.
+    Where the rows of its parameters are smaller than its output gradients (norms, slopes, biases; convolutions with
+    more positions than entries in a window), they are made as soon as the gradients of a strip of samples in a few
+    directions are there. Else the gradients [N · F, K, ...] are kept, filled strip by strip. In memory the directions
+    lie just before the features (channels, where these are innermost): all features of all directions at one position
+    are then one row of a matrix.
     """
 
     def __init__(self, call: Call, place: Placement, size: int, count: int, dtype: torch.dtype) -> None:
@@ -74,6 +104,9 @@ class Use:
         self._size, self._count, self._dtype = size, count, dtype
         self._forms = call_forms(call, place)
         self._at_once = all(one.positions == 0 for one in self._forms.values())
+        widths = [one.d_out for one in self._forms.values() if one.products]
+        # Directions whose gradients wait for each other, so that the matrix products run at full rate.
+        self._together = min(count, -(-_LEAST_WIDTH // min(widths))) if widths else 1
         self._rows: dict[str, Tensor] = {}
         self._inputs: list[Tensor] = []
         self._gradients = torch.empty(0)
@@ -94,27 +127,42 @@ class Use:
     def put(self, gradient: Tensor | None, samples: slice, position: int) -> None:
         """Take the output gradient of some samples in one direction; None stands for zero."""
         arranged = None if gradient is None else self.place.arrange(gradient)
-        if self._at_once:
-            for role, one in self._forms.items():
-                if role not in self._rows:
-                    shape = (self._size, self._count, one.numbers)
-                    self._rows[role] = self.call.input.new_zeros(shape, dtype=self._dtype)
-                if arranged is not None:
-                    found = _by_sample(self._contributions[role](arranged.unsqueeze(0)), self.place.fold, self._dtype)
-                    row = found if isinstance(found, Tensor) else found.left.sum(2)
-                    self._rows[role][samples, position] = row[:, 0]
+        if not self._at_once:
+            self._keep(arranged, samples, position, self._size, self._count)
             return
-        if self._gradients.numel() == 0:
-            self._gradients = self._empty(arranged)
+        if self._together == 1:
+            if arranged is not None:
+                self._make_rows(arranged.unsqueeze(0), samples, position)
+            return
+        size, slot = samples.stop - samples.start, position % self._together
+        self._keep(arranged, slice(0, size), slot, size, self._together)
+        if slot == self._together - 1 or position == self._count - 1:
+            waiting = self._gradients[: size * self.place.fold, : slot + 1]
+            self._make_rows(waiting.transpose(0, 1), samples, position - slot)
+
+    def _keep(self, gradient: Tensor | None, samples: slice, position: int, size: int, count: int) -> None:
+        """Copy a gradient into memory for ``size`` samples and ``count`` directions."""
         fold = self.place.fold
+        if self._gradients.numel() == 0:
+            self._gradients = self._empty(gradient, size * fold, count)
         rows = self._gradients[samples.start * fold : samples.stop * fold, position]
-        if arranged is None:
+        if gradient is None:
             rows.zero_()
         else:
-            rows.copy_(arranged)
+            rows.copy_(gradient)
 
-    def _empty(self, gradient: Tensor | None) -> Tensor:
-        call, size, count = self.call, self._size * self.place.fold, self._count
+    def _make_rows(self, gradients: Tensor, samples: slice, first: int) -> None:
+        """Rows of some samples in consecutive directions, from their gradients [K, N · F, ...]."""
+        chosen = slice(first, first + len(gradients))
+        for role, one in self._forms.items():
+            if role not in self._rows:
+                shape = (self._size, self._count, one.numbers)
+                self._rows[role] = self.call.input.new_zeros(shape, dtype=self._dtype)
+            found = _by_sample(self._contributions[role](gradients), self.place.fold, self._dtype)
+            self._rows[role][samples, chosen] = found if isinstance(found, Tensor) else found.rows()
+
+    def _empty(self, gradient: Tensor | None, size: int, count: int) -> Tensor:
+        call = self.call
         shape = [length for axis, length in enumerate(call.shape) if axis != self.place.axis]
         like = torch.empty(0, device=call.input.device, dtype=self._dtype)
         if gradient is not None and gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
@@ -167,8 +215,9 @@ def _by_sample(found: Outer | Tensor, fold: int, dtype: torch.dtype) -> Factors 
 def call_forms(call: Call, place: Placement) -> dict[str, Form]:
     """Sizes by role; without positions where every parameter of the call has its rows made at once."""
     found = {role: _form(call, place, role) for role in call.names}
-    if all(one.positions == 0 or one.bias for one in found.values()):
-        return {role: Form(0, 0, 0, 0, one.numbers, bias=False) for role, one in found.items()}
+    # With as many positions rows are also the cheapest route, whatever is done with them.
+    if all(one.positions > one.d_in if one.products else one.positions == 0 or one.bias for one in found.values()):
+        return {role: replace(one, positions=0, bias=False) for role, one in found.items()}
     return found
 
 
@@ -181,10 +230,12 @@ def _form(call: Call, place: Placement, role: str) -> Form:
     site = Site(input=inputs, arguments=call.arguments)
     found = _by_sample(call.rule.gradient(site)[role](gradient), place.fold, gradient.dtype)
     if isinstance(found, Tensor):
-        return Form(0, 0, 0, 0, int(found.shape[-1]), bias=False)
+        return Form(0, 0, 0, 0, int(found.shape[-1]))
     positions, d_out = (int(size) for size in found.left.shape[2:])
     d_in = found.classes or (1 if found.right is None else int(found.right.shape[-1]))
-    return Form(positions, d_out, d_in, found.classes, d_out * d_in, found.right is None, found.transposed)
+    numbers, bias = d_out * d_in, found.right is None
+    products = 0 if bias or found.classes else positions * numbers
+    return Form(positions, d_out, d_in, found.classes, numbers, products, bias, found.transposed)
 
 
 class Seeds:

@@ -90,7 +90,7 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.wide, self.norm = nn.Embedding(50, 4), nn.Linear(4, 64), nn.LayerNorm(64)
+        self.table, self.wide, self.norm = nn.Embedding(50, 8), nn.Linear(8, 64), nn.LayerNorm(64)
         self.head = nn.Linear(64, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
