@@ -54,17 +54,21 @@ class Interception(TorchFunctionMode):
 
     Args:
         problem: whose parameters are wanted.
+        size: number of samples.
         excluded: numbers of calls to leave to plain autograd; None means all.
+        repeated: numbers of calls whose input, the same for all samples, is repeated for each of them.
     """
 
-    def __init__(self, problem: Problem, excluded: frozenset[int] | None) -> None:
+    def __init__(
+        self, problem: Problem, size: int, excluded: frozenset[int] | None, repeated: frozenset[int] = frozenset()
+    ) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.differentiates = False
         self._problem = problem
         self._wanted = {id(parameter): name for name, parameter in problem.parameters.items()}
         self._rules = rules()
-        self._excluded = excluded
+        self._size, self._excluded, self._repeated = size, excluded, repeated
         self._number = 0
 
     def __torch_function__(
@@ -85,6 +89,9 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
         for role in names:
             arguments[role] = _alias(arguments[role])
+        if self._number in self._repeated:
+            # [T] or [1, T]: what was added to every sample is now added to each.
+            arguments["input"] = arguments["input"].expand(self._size, -1)
         taken = [arguments[name] for name in rule.arguments[: len(args)]]
         output = func(*taken, **{name: arguments[name] for name in kwargs})
         self._record(rule, names, arguments, output)
@@ -161,6 +168,11 @@ class Interception(TorchFunctionMode):
                 layer=self._problem.layer,
             )
         )
+
+
+def repeatable(call: Call) -> bool:
+    """Whether the input may be repeated for each sample."""
+    return call.rule.repeats and call.input.numel() == call.input.shape[-1] and call.input.dim() < 3
 
 
 def _alias(parameter: Tensor) -> Tensor:

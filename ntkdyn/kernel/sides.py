@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .interception import Call, Interception
+from .interception import Call
 from .problem import Problem, gradients
 from .rules import Contribution, Outer, Site
 from .tracing import Placement, Run, Trace, run, suppress_failure
@@ -401,7 +401,7 @@ def _alone(problem: Problem, number: int, part: slice, found: Run, seeds: Seeds,
     together = seeds.target(found)
     if problem.train_mode or len(together) == 1:
         return together, sample
-    interception = Interception(problem, found.trace.excluded)
+    interception = found.trace.interception(problem, 1)
     with suppress_failure():
         start = part.start + sample
         with interception.modules():

@@ -132,7 +132,8 @@ def test_convolution_of_any_shape(
     ["attention", "transformer_encoder", "transformer_encoder_with_its_fast_path", "transformer_positions_first",
      "source_and_target_transformer", "cross_attention_of_other_widths", "transposed_convolutions",
      "elementwise_parameters", "root_owned_parameters", "added_parameter_then_in_place", "convnext_block",
-     "weights_stored_transposed", "wide_products_of_many_positions"],
+     "weights_stored_transposed", "wide_products_of_many_positions",
+     "tables_of_positions"],
 )  # fmt: skip
 def test_no_fall_back(name: str, zoo: ModuleType) -> None:
     problem = zoo.ZOO[name]()
