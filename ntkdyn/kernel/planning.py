@@ -18,7 +18,7 @@ from .costs import Extent, cheapest
 from .precision import full_rate
 from .problem import Problem
 from .rows import part_numbers
-from .sides import Form, Seeds, Side, call_forms, make_side, strip_length
+from .sides import Form, Seeds, Side, call_forms, directions_together, make_side, strip_length
 from .tracing import Run, Trace, refuse_coupling, traced
 
 # Bytes that the work may take where the caller sets no limit.
@@ -256,17 +256,23 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
     head_index = None if plan.head is None else plan.head.index
     inputs: dict[str, float] = {}
     gradients: dict[str, float] = {}
+    activations = 0.0
+    waiting: list[tuple[Mapping[str, Form], float]] = []
     for index, (call, place) in enumerate(example.calls):
         if index != head_index:
             found = call_forms(call, place)
             kept = any(one.positions > 0 for one in found.values())
             share = len(call.names) * len(example.outputs)
+            outputs = call.shape.numel() * itemsize / len(example.outputs)
+            activations += outputs + call.input.numel() * call.input.element_size() / len(example.outputs)
+            if not kept:
+                waiting.append((found, outputs))
             for role, name in call.names.items():
                 numbers = call.shape.numel() / share if kept else found[role].numbers
                 gradients[name] = gradients.get(name, 0) + numbers * itemsize
                 inputs[name] = inputs.get(name, 0) + kept * call.input.numel() * call.input.element_size() / share
     # Without a measurement: what layers read, and as much again for what lies between them.
-    graph = saved or 3.0 * (sum(inputs.values()) + sum(gradients.values()))
+    graph = saved or 3.0 * activations
     budget = float(_BUDGET)
     if problem.max_memory is not None:
         budget = problem.max_memory / _SAFETY - _SCRATCH - _result_bytes(problem, plan) - _clone_bytes(problem)
@@ -275,7 +281,8 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
         held = sum(inputs.get(name, 0) + chunk * gradients.get(name, 0) for name in names)
         extent = replace(plan, tile=tile, chunk=chunk).extent(problem)
         working = max((_working_numbers(problem, plan, name, extent, tile) for name in names), default=0)
-        passing = min(tile, plan.strip) * (graph + 4 * max(gradients.values(), default=0))
+        together = sum(directions_together(found, chunk) * numbers for found, numbers in waiting)
+        passing = min(tile, plan.strip) * (graph + together + 4 * max(gradients.values(), default=0))
         return sides * (tile * held + working * itemsize) + passing
 
     names = list(problem.parameters)

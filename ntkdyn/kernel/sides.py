@@ -104,9 +104,7 @@ class Use:
         self._size, self._count, self._dtype = size, count, dtype
         self._forms = call_forms(call, place)
         self._at_once = all(one.positions == 0 for one in self._forms.values())
-        widths = [one.d_out for one in self._forms.values() if one.products]
-        # Directions whose gradients wait for each other, so that the matrix products run at full rate.
-        self._together = min(count, -(-_LEAST_WIDTH // min(widths))) if widths else 1
+        self._together = directions_together(self._forms, count)
         self._rows: dict[str, Tensor] = {}
         self._inputs: list[Tensor] = []
         self._gradients = torch.empty(0)
@@ -219,6 +217,12 @@ def call_forms(call: Call, place: Placement) -> dict[str, Form]:
     if all(one.positions > one.d_in if one.products else one.positions == 0 or one.bias for one in found.values()):
         return {role: replace(one, positions=0, bias=False) for role, one in found.items()}
     return found
+
+
+def directions_together(forms: Mapping[str, Form], count: int) -> int:
+    """Directions whose gradients wait for each other, so that the products that make rows run at full rate."""
+    widths = [one.d_out for one in forms.values() if one.products]
+    return min(count, -(-_LEAST_WIDTH // min(widths))) if widths else 1
 
 
 def _form(call: Call, place: Placement, role: str) -> Form:
