@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ntkdyn import empirical_ntk
+from ntkdyn import empirical_ntk, explain_ntk
 
 
 def _close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
@@ -70,13 +70,20 @@ def test_dictionary_as_one_argument(oracles: ModuleType) -> None:
     _close(empirical_ntk(model, x, dtype=torch.float64), oracles.ntk_by_loop(model, x))
 
 
-def test_hugging_face_bert(oracles: ModuleType) -> None:
-    transformers = pytest.importorskip("transformers", reason="needs transformers, which is no dependency")
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_hugging_face_networks(kind: str, oracles: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers, of the extra test")
     torch.manual_seed(0)
-    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.BertConfig(**sizes, intermediate_size=12, max_position_embeddings=8, num_labels=3)
-    model = transformers.BertForSequenceClassification(config).eval()
+    if kind == "bert":
+        sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 8}
+        config = transformers.BertConfig(vocab_size=20, intermediate_size=12, num_labels=3, **sizes)
+        model = transformers.BertForSequenceClassification(config).eval()
+    else:
+        sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 8}
+        config = transformers.GPT2Config(vocab_size=20, bos_token_id=0, eos_token_id=0, **sizes)
+        model = transformers.GPT2LMHeadModel(config).eval()
     x = _batch(4) | {"input_ids": torch.randint(0, 20, (4, 6))}
     expected = oracles.ntk_by_loop(model, x, forward=lambda model, batch: model(**batch).logits)
     _close(empirical_ntk(model, x, dtype=torch.float64), expected)
     _close(empirical_ntk(model, x), expected, 1e-5)
+    assert all(row.route != "autograd" for row in explain_ntk(model, x).layers)
