@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .accumulator import Accumulator
 from .costs import Extent, cheapest
+from .factors import Factors, Form
 from .rows import Piece, Scale, Workspace, add_rows_in_parts, whole_rows
-from .sides import Factors, Form, Side, ranges
+from .sides import Side, ranges
 
 # Numbers in one intermediate: 4 MiB in float32 stay in the cache.
 _BLOCK = 2**20

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .accumulator import Combine
-from .sides import Form
+from .factors import Form
 
 Route = Literal["rows", "gram", "pairs"]
 

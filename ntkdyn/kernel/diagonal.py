@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .accumulator import Combine
+from .factors import Factors
 from .planning import Head, Plan, planned, planned_side, warn_of_unreached
 from .precision import full_rate
 from .problem import Problem
 from .rows import Scale, whole_rows
-from .sides import Factors, Side, Use
+from .sides import Side, Use
 
 # Numbers in one intermediate; 16 MiB in float32.
 _BLOCK = 2**22

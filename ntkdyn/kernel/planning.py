@@ -15,10 +15,11 @@ from torch.nn import functional
 from ..errors import ConfigurationError
 from .accumulator import Combine
 from .costs import Extent, cheapest
+from .factors import Form, call_forms, directions_together
 from .precision import full_rate
 from .problem import Problem
 from .rows import part_numbers
-from .sides import Form, Seeds, Side, call_forms, directions_together, make_side, strip_length
+from .sides import Seeds, Side, make_side, strip_length
 from .tracing import Run, Trace, refuse_coupling, traced
 
 # Bytes that the work may take where the caller sets no limit.

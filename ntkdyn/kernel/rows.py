@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .accumulator import Accumulator
-from .sides import Factors, Form, Side, Use, ranges
+from .factors import Factors, Form
+from .sides import Side, Use, ranges
 
 Scale = float | Tensor
 Piece = tuple[Use, str]

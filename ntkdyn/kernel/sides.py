@@ -3,89 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import cast
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .factors import Factors, Form, by_sample, call_forms, directions_together
 from .interception import Call
 from .problem import Problem, gradients
-from .rules import Contribution, Outer, Site
+from .rules import Contribution, Site
 from .tracing import Placement, Run, Trace, run, suppress_failure
 
 # Bytes of one layer's output in a strip of samples: the backward passes of a strip then stay in a processor's cache.
 _STRIP = 2**20
 _LEAST_STRIP = 8
-# Features times directions of a product that makes rows.
-_LEAST_WIDTH = 96
-
-
-@dataclass(frozen=True)
-class Factors:
-    """Per-sample gradients  J[n, k] = Σ_t left[n, k, t] ⊗ right[n, t]; right as in rules.Outer.
-
-    Args:
-        left: [N, K, T, d_out].
-        right: [N, T, d_in], int64 [N, T] for one-hot rows of width ``classes``, or None for ones.
-    """
-
-    left: Tensor
-    right: Tensor | None
-    classes: int
-    transposed: bool
-
-    def rows(self) -> Tensor:
-        """The sum multiplied out, [N, K, P]."""
-        if self.right is None:
-            return self.left.sum(2)
-        size, count, positions, width = self.left.shape
-        if self.classes:
-            rows = self.left.new_zeros(size, count, self.classes, width)
-            index = self.right.view(size, 1, positions, 1).expand_as(self.left)
-            return rows.scatter_add_(2, index, self.left).flatten(2)
-        rows = self.left.new_empty(size, count, width, self.right.shape[-1])
-        self.multiply_out(slice(0, width), rows, add=False)
-        return (rows.mT if self.transposed else rows).flatten(2)
-
-    def multiply_out(self, columns: slice, target: Tensor, *, add: bool) -> None:
-        """Write Σ_t left ⊗ right for a range of d_out into [N, K, columns, d_in], or add it."""
-        left, right = self.left[..., columns], cast(Tensor, self.right)
-        size, count, positions, width = left.shape
-        out = target.view(size, count * width, right.shape[-1])
-        flat = left.transpose(2, 3).reshape(size, count * width, positions)
-        if add:
-            out.baddbmm_(flat, right)
-        else:
-            torch.bmm(flat, right, out=out)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What one sample's gradient of one parameter in one call is made of.
-
-    Attributes:
-        positions, d_out, d_in: of the factors; positions is 0 where the rule gives rows; d_in is 1 for a bias.
-        classes: as in Factors.
-        numbers: of one row of the Jacobian.
-        products: multiplications in making one row.
-        bias: right is None.
-        transposed: the parameter is [d_in, d_out].
-    """
-
-    positions: int
-    d_out: int
-    d_in: int
-    classes: int
-    numbers: int
-    products: int = 0
-    bias: bool = False
-    transposed: bool = False
-
-    @property
-    def kind(self) -> tuple[int, int, int, bool, bool, bool]:
-        """The same for two uses of one parameter means that their sums of outer products are one sum."""
-        return self.d_out, self.d_in, self.classes, self.bias, self.transposed, self.positions > 0
 
 
 class Use:
@@ -156,7 +87,7 @@ class Use:
             if role not in self._rows:
                 shape = (self._size, self._count, one.numbers)
                 self._rows[role] = self.call.input.new_zeros(shape, dtype=self._dtype)
-            found = _by_sample(self._contributions[role](gradients), self.place.fold, self._dtype)
+            found = by_sample(self._contributions[role](gradients), self.place.fold, self._dtype)
             self._rows[role][samples, chosen] = found if isinstance(found, Tensor) else found.rows()
 
     def _empty(self, gradient: Tensor | None, size: int, count: int) -> Tensor:
@@ -180,7 +111,7 @@ class Use:
             self._inputs = [torch.cat(self._inputs)]
         site = Site(input=self._inputs[0][rows], arguments=self.call.arguments)
         found = self.call.rule.gradient(site)[role](self._gradients[rows].transpose(0, 1))
-        return _by_sample(found, fold, self._dtype)
+        return by_sample(found, fold, self._dtype)
 
     def new_rows(self, *shape: int) -> Tensor:
         """Uninitialized memory for rows of the Jacobian."""
@@ -194,52 +125,6 @@ class Use:
     def forget(self) -> None:
         """Free what the contraction no longer needs."""
         self._gradients, self._inputs, self._rows, self._contributions = torch.empty(0), [], {}, {}
-
-
-def _by_sample(found: Outer | Tensor, fold: int, dtype: torch.dtype) -> Factors | Tensor:
-    """From [K, N · F, ...] to [N, K, ...]."""
-    if isinstance(found, Tensor):
-        rows = torch.unflatten(found.to(dtype), 1, (-1, fold))
-        return (rows.sum(2) if fold > 1 else rows.squeeze(2)).transpose(0, 1)
-    left, right = found.left.to(dtype), found.right
-    if fold > 1:
-        left = left.reshape(len(left), -1, fold * left.shape[2], left.shape[3])
-        right = None if right is None else right.reshape(-1, fold * right.shape[1], *right.shape[2:])
-    if right is not None and not found.classes:
-        right = right.to(dtype)
-    return Factors(left.transpose(0, 1), right, found.classes, found.transposed)
-
-
-def call_forms(call: Call, place: Placement) -> dict[str, Form]:
-    """Sizes by role; without positions where every parameter of the call has its rows made at once."""
-    found = {role: _form(call, place, role) for role in call.names}
-    # With as many positions rows are also the cheapest route, whatever is done with them.
-    if all(one.positions > one.d_in if one.products else one.positions == 0 or one.bias for one in found.values()):
-        return {role: replace(one, positions=0, bias=False) for role, one in found.items()}
-    return found
-
-
-def directions_together(forms: Mapping[str, Form], count: int) -> int:
-    """Directions whose gradients wait for each other, so that the products that make rows run at full rate."""
-    widths = [one.d_out for one in forms.values() if one.products]
-    return min(count, -(-_LEAST_WIDTH // min(widths))) if widths else 1
-
-
-def _form(call: Call, place: Placement, role: str) -> Form:
-    """Sizes of one sample's gradient, from the rule applied to a gradient of zeros."""
-    inputs = place.arrange(call.input)[: place.fold]
-    others = [size for axis, size in enumerate(call.shape) if axis != place.axis]
-    dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
-    gradient = torch.zeros(1, place.fold, *others, device=inputs.device, dtype=dtype)
-    site = Site(input=inputs, arguments=call.arguments)
-    found = _by_sample(call.rule.gradient(site)[role](gradient), place.fold, gradient.dtype)
-    if isinstance(found, Tensor):
-        return Form(0, 0, 0, 0, int(found.shape[-1]))
-    positions, d_out = (int(size) for size in found.left.shape[2:])
-    d_in = found.classes or (1 if found.right is None else int(found.right.shape[-1]))
-    numbers, bias = d_out * d_in, found.right is None
-    products = 0 if bias or found.classes else positions * numbers
-    return Form(positions, d_out, d_in, found.classes, numbers, products, bias, found.transposed)
 
 
 class Seeds:
