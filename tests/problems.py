@@ -607,37 +607,6 @@ def added_parameter_then_in_place() -> Problem:
     return Problem(Composite(call, first=nn.Linear(4, 3), head=nn.Linear(3, 3)), torch.randn(4, 4), torch.randn(3, 4))
 
 
-@problem
-def tables_of_positions() -> Problem:
-    """Looked up once for all samples: as [T], as [1, T], and twice."""
-
-    def call(self: Any, tokens: Tensor) -> Tensor:
-        places = torch.arange(tokens.shape[1])
-        hidden = self.words(tokens) + self.places(places) + self.further(places[None])
-        hidden = self.first(hidden).tanh() * self.places(places)
-        return self.head(hidden.tanh().sum(1))
-
-    layers = {"words": nn.Embedding(7, 3), "places": nn.Embedding(5, 3), "further": nn.Embedding(5, 3)}
-    return Problem(
-        Composite(call, **layers, first=nn.Linear(3, 3), head=nn.Linear(3, 4)),
-        torch.randint(0, 7, (4, 4)),
-        torch.randint(0, 7, (3, 4)),
-    )
-
-
-@problem
-def table_of_positions_first() -> Problem:
-    """Repeated for each sample, the rows of the tables would end up on other axes, which are as long."""
-
-    def call(self: Any, x: Tensor) -> Tensor:
-        places = self.places(torch.arange(x.shape[1])).unsqueeze(1)
-        hidden = x.transpose(0, 1) * places + self.further(torch.arange(x.shape[1])).sum()
-        return self.head(hidden.tanh().sum(0))
-
-    layers = {"places": nn.Embedding(4, 3), "further": nn.Embedding(4, 2), "head": nn.Linear(3, 2)}
-    return Problem(Composite(call, **layers), torch.randn(4, 4, 3), torch.randn(4, 4, 3))
-
-
 class Stored(nn.Module):
     """Weights stored [in, out]: GPT-2's addmm over positions, a square one used as it is, again, and transposed."""
 

@@ -69,6 +69,7 @@ class Contraction:
         for name in names:
             if name not in self._done and self._is_used(name):
                 self._add(name)
+                self._done.add(name)
             if release:
                 for use, _ in self._pieces_2.get(name, []):
                     waiting[id(use)] -= 1
@@ -129,7 +130,9 @@ class Contraction:
             return 0.0
         use = parts[0][0]
         bias = use.call.names.get("bias")
-        if bias is None or len(self._pieces[bias]) != 1 or len(self._pieces_2.get(bias, [])) != 1:
+        if bias is None or bias in self._done:
+            return 0.0
+        if len(self._pieces[bias]) != 1 or len(self._pieces_2.get(bias, [])) != 1:
             return 0.0
         scale = self._scales.get(bias, 1.0)
         apart = self._accumulators.get(bias) is not self._accumulators[name]

@@ -54,21 +54,17 @@ class Interception(TorchFunctionMode):
 
     Args:
         problem: whose parameters are wanted.
-        size: number of samples.
         excluded: numbers of calls to leave to plain autograd; None means all.
-        repeated: numbers of calls whose input, the same for all samples, is repeated for each of them.
     """
 
-    def __init__(
-        self, problem: Problem, size: int, excluded: frozenset[int] | None, repeated: frozenset[int] = frozenset()
-    ) -> None:
+    def __init__(self, problem: Problem, excluded: frozenset[int] | None) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.differentiates = False
         self._problem = problem
         self._wanted = {id(parameter): name for name, parameter in problem.parameters.items()}
         self._rules = rules()
-        self._size, self._excluded, self._repeated = size, excluded, repeated
+        self._excluded = excluded
         self._number = 0
 
     def __torch_function__(
@@ -89,9 +85,6 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
         for role in names:
             arguments[role] = _alias(arguments[role])
-        if self._number in self._repeated:
-            # [T] or [1, T]: what was added to every sample is now added to each.
-            arguments["input"] = arguments["input"].expand(self._size, -1)
         taken = [arguments[name] for name in rule.arguments[: len(args)]]
         output = func(*taken, **{name: arguments[name] for name in kwargs})
         self._record(rule, names, arguments, output)
@@ -139,7 +132,7 @@ class Interception(TorchFunctionMode):
     def _takes(self, rule: Rule, names: Mapping[str, str], arguments: Mapping[str, Any]) -> bool:
         if not names or not torch.is_grad_enabled():
             return False
-        inputs = arguments["input"]
+        inputs = arguments.get("input")
         if not isinstance(inputs, Tensor):
             return False
         # Inside vmap or grad of torch.func the tensors are wrapped and mean nothing outside of it.
@@ -168,11 +161,6 @@ class Interception(TorchFunctionMode):
                 layer=self._problem.layer,
             )
         )
-
-
-def repeatable(call: Call) -> bool:
-    """Whether the input may be repeated for each sample."""
-    return call.rule.repeats and call.input.numel() == call.input.shape[-1] and call.input.dim() < 3
 
 
 def _alias(parameter: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
     inputs: dict[str, float] = {}
     gradients: dict[str, float] = {}
     activations = 0.0
-    waiting: list[tuple[Mapping[str, Form], float]] = []
+    waiting: list[tuple[Mapping[str, Form], float, float]] = []
     for index, (call, place) in enumerate(example.calls):
         if index != head_index:
             found = call_forms(call, place)
@@ -267,7 +267,8 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
             outputs = call.shape.numel() * itemsize / len(example.outputs)
             activations += outputs + call.input.numel() * call.input.element_size() / len(example.outputs)
             if not kept:
-                waiting.append((found, outputs))
+                windows = sum(one.products // one.d_out for one in found.values() if one.products) * itemsize
+                waiting.append((found, outputs, windows))
             for role, name in call.names.items():
                 numbers = call.shape.numel() / share if kept else found[role].numbers
                 gradients[name] = gradients.get(name, 0) + numbers * itemsize
@@ -282,8 +283,8 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
         held = sum(inputs.get(name, 0) + chunk * gradients.get(name, 0) for name in names)
         extent = replace(plan, tile=tile, chunk=chunk).extent(problem)
         working = max((_working_numbers(problem, plan, name, extent, tile) for name in names), default=0)
-        together = sum(directions_together(found, chunk) * numbers for found, numbers in waiting)
-        passing = min(tile, plan.strip) * (graph + together + 4 * max(gradients.values(), default=0))
+        together = sum(directions_together(found, chunk) * numbers + 2 * windows for found, numbers, windows in waiting)
+        passing = min(tile, plan.strip) * (graph + sides * together + 4 * max(gradients.values(), default=0))
         return sides * (tile * held + working * itemsize) + passing
 
     names = list(problem.parameters)

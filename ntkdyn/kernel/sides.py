@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .factors import Factors, Form, by_sample, call_forms, directions_together
-from .interception import Call
+from .interception import Call, Interception
 from .problem import Problem, gradients
 from .rules import Contribution, Site
 from .tracing import Placement, Run, Trace, run, suppress_failure
@@ -60,6 +60,7 @@ class Use:
             self._keep(arranged, samples, position, self._size, self._count)
             return
         if self._together == 1:
+            self._zero_rows()
             if arranged is not None:
                 self._make_rows(arranged.unsqueeze(0), samples, position)
             return
@@ -80,13 +81,17 @@ class Use:
         else:
             rows.copy_(gradient)
 
-    def _make_rows(self, gradients: Tensor, samples: slice, first: int) -> None:
-        """Rows of some samples in consecutive directions, from their gradients [K, N · F, ...]."""
-        chosen = slice(first, first + len(gradients))
+    def _zero_rows(self) -> None:
         for role, one in self._forms.items():
             if role not in self._rows:
                 shape = (self._size, self._count, one.numbers)
                 self._rows[role] = self.call.input.new_zeros(shape, dtype=self._dtype)
+
+    def _make_rows(self, gradients: Tensor, samples: slice, first: int) -> None:
+        """Rows of some samples in consecutive directions, from their gradients [K, N · F, ...]."""
+        chosen = slice(first, first + len(gradients))
+        self._zero_rows()
+        for role in self._forms:
             found = by_sample(self._contributions[role](gradients), self.place.fold, self._dtype)
             self._rows[role][samples, chosen] = found if isinstance(found, Tensor) else found.rows()
 
@@ -290,7 +295,7 @@ def _alone(problem: Problem, number: int, part: slice, found: Run, seeds: Seeds,
     together = seeds.target(found)
     if problem.train_mode or len(together) == 1:
         return together, sample
-    interception = found.trace.interception(problem, 1)
+    interception = Interception(problem, found.trace.excluded)
     with suppress_failure():
         start = part.start + sample
         with interception.modules():

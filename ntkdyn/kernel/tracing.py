@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import NondeterministicForward, UnsupportedLayer
 from .determinism import differ, first_difference
-from .interception import Call, Interception, repeatable
+from .interception import Call, Interception
 from .problem import Problem, gradients
 
 # Samples of the run on which the axes of samples are proven: a prime, because other axes of that length are rare.
@@ -43,7 +43,6 @@ class Trace:
 
     Attributes:
         excluded: numbers of recognizable calls that are left to plain autograd; None means all.
-        repeated: numbers of calls whose input is repeated for each sample.
         placements: one a recognized call; None where the call does not reach the outputs.
         rest: names of parameters with uses that no rule knows.
         unreached: names of parameters that do not reach the outputs.
@@ -53,7 +52,6 @@ class Trace:
     """
 
     excluded: frozenset[int] | None
-    repeated: frozenset[int]
     placements: tuple[Placement | None, ...]
     rest: tuple[str, ...]
     unreached: tuple[str, ...]
@@ -61,10 +59,6 @@ class Trace:
     signature: tuple[object, ...]
     side: int
     samples: slice
-
-    def interception(self, problem: Problem, size: int) -> Interception:
-        """For another run, of ``size`` samples."""
-        return Interception(problem, size, self.excluded, self.repeated)
 
 
 @dataclass(frozen=True)
@@ -176,7 +170,7 @@ def refuse_coupling(problem: Problem, side: int, few: slice, alone: Tensor, toge
 
 def run(problem: Problem, side: int, samples: slice, trace: Trace) -> Run:
     """Run some samples; where the network then does something else than in the trace, prove the placements anew."""
-    interception = trace.interception(problem, len(range(problem.sizes[side])[samples]))
+    interception = Interception(problem, trace.excluded)
     with interception.modules():
         outputs = problem.run(side, interception, samples=samples)
     if _signature(interception.calls, trace.placements, len(outputs)) != trace.signature:
@@ -216,39 +210,23 @@ def _refuse_changed_inputs(calls: Sequence[Call], trace: Trace) -> None:
 def _prove(problem: Problem, side: int, samples: slice) -> Run:
     """Run the network until every recognized call is one in which samples can be told apart."""
     excluded: frozenset[int] | None = None if problem.train_mode else frozenset()
-    repeated: frozenset[int] = frozenset()
-    plain: Tensor | None = None
-    size = len(range(problem.sizes[side])[samples])
     while True:
-        interception = Interception(problem, size, excluded, repeated)
-        try:
-            with interception.modules():
-                outputs = problem.run(side, interception, samples=samples)
-            harmless = plain is None or not differ(outputs.detach(), plain)
-        except Exception:
-            if not repeated:
-                raise
-            harmless = False
-        if not harmless:  # the network does something else with inputs that are repeated
-            excluded, repeated, plain = (excluded or frozenset()) | repeated, frozenset(), None
-            continue
+        interception = Interception(problem, excluded)
+        with interception.modules():
+            outputs = problem.run(side, interception, samples=samples)
         if interception.differentiates and excluded is not None:
             excluded = None
             continue
         calls = interception.calls
         found = _tell_samples_apart(problem, outputs, calls)
-        lost = [call for call, one in zip(calls, found.placements, strict=True) if one == _NOWHERE]
+        lost = [call.number for call, one in zip(calls, found.placements, strict=True) if one == _NOWHERE]
         if lost:
-            if not repeated and excluded == frozenset():
-                repeated, plain = frozenset(call.number for call in lost if repeatable(call)), outputs.detach()
-                lost = [call for call in lost if call.number not in repeated]
-            excluded = (excluded or frozenset()) | {call.number for call in lost}
-            repeated -= excluded
+            excluded = (excluded or frozenset()) | frozenset(lost)
             continue
         if not any(found.placements) and not found.rest:
             problem.refuse_foreign_outputs(outputs)
         signature = _signature(calls, found.placements, len(outputs))
-        trace = replace(found, excluded=excluded, repeated=repeated, signature=signature, side=side, samples=samples)
+        trace = replace(found, excluded=excluded, signature=signature, side=side, samples=samples)
         return _as_run(outputs, calls, trace)
 
 
@@ -286,7 +264,7 @@ def _tell_samples_apart(problem: Problem, outputs: Tensor, calls: Sequence[Call]
         placements.append(fitting[0] if fitting else _NOWHERE)
         certain &= len(fitting) == 1
     unreached = tuple(name for name in names if name not in used)
-    return Trace(None, frozenset(), tuple(placements), tuple(rest), unreached, certain, (), 0, slice(0, size))
+    return Trace(None, tuple(placements), tuple(rest), unreached, certain, (), 0, slice(0, size))
 
 
 def _candidates(call: Call, size: int) -> Iterator[Placement]:

@@ -132,8 +132,7 @@ def test_convolution_of_any_shape(
     ["attention", "transformer_encoder", "transformer_encoder_with_its_fast_path", "transformer_positions_first",
      "source_and_target_transformer", "cross_attention_of_other_widths", "transposed_convolutions",
      "elementwise_parameters", "root_owned_parameters", "added_parameter_then_in_place", "convnext_block",
-     "weights_stored_transposed", "wide_products_of_many_positions",
-     "tables_of_positions"],
+     "weights_stored_transposed", "wide_products_of_many_positions"],
 )  # fmt: skip
 def test_no_fall_back(name: str, zoo: ModuleType) -> None:
     problem = zoo.ZOO[name]()
@@ -194,3 +193,17 @@ def test_unreached_parameters_are_said_once() -> None:
     assert not blocks["unused.weight"].any()
     # The reference engine finds the same zeros, and says nothing.
     assert not empirical_ntk(model, torch.ones(4, 3), per="parameter", engine="reference")["unused.weight"].any()
+
+
+def test_bias_that_is_named_before_its_weight(oracles: ModuleType) -> None:
+    class Early(nn.Module):
+        def __init__(self, shape: int) -> None:
+            super().__init__()
+            self.bias, self.weight = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x, self.weight).tanh()
+
+    for shape in (4, 1):
+        model, x = Early(shape), torch.randn(5, 3)
+        assert_near(empirical_ntk(model, x, dtype=torch.float64), oracles.ntk_by_loop(model, x))

@@ -86,4 +86,5 @@ def test_hugging_face_networks(kind: str, oracles: ModuleType, capsys: pytest.Ca
     expected = oracles.ntk_by_loop(model, x, forward=lambda model, batch: model(**batch).logits)
     _close(empirical_ntk(model, x, dtype=torch.float64), expected)
     _close(empirical_ntk(model, x), expected, 1e-5)
-    assert all(row.route != "autograd" for row in explain_ntk(model, x).layers)
+    places = {"bert.embeddings.position_embeddings", "transformer.wpe"}  # the same for all samples
+    assert {row.layer for row in explain_ntk(model, x).layers if row.route == "autograd"} <= places

@@ -67,7 +67,6 @@ class Rule:
         gradient: the rule itself.
         commutes: the first two arguments may change places, so that the parameter may be either.
         reads: the rule needs the values of the input, and not only its shape.
-        repeats: an input without samples, [T] or [1, T], may be repeated for each of them: tables of positions.
     """
 
     target: Any
@@ -78,7 +77,6 @@ class Rule:
     gradient: Callable[[Site], Mapping[str, Contribution]]
     commutes: bool = False
     reads: bool = True
-    repeats: bool = False
 
 
 _RULES: dict[Any, Rule] = {}
@@ -93,7 +91,6 @@ def layer_rule(
     applies: Callable[[Mapping[str, Any]], bool] = lambda _: True,
     commutes: bool = False,
     reads: bool = True,
-    repeats: bool = False,
 ) -> Callable[[Callable[[Site], Mapping[str, Contribution]]], Callable[[Site], Mapping[str, Contribution]]]:
     """Register the decorated function as the rule of a function or of a class of modules; see Rule.
 
@@ -110,7 +107,7 @@ def layer_rule(
                 f"{gradient.__module__}.{gradient.__name__}; remove one"
             )
         names = tuple(arguments.split())
-        _RULES[target] = Rule(target, names, tuple(roles.split()), leading, applies, gradient, commutes, reads, repeats)
+        _RULES[target] = Rule(target, names, tuple(roles.split()), leading, applies, gradient, commutes, reads)
         return gradient
 
     return register

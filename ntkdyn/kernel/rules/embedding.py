@@ -18,7 +18,6 @@ from . import Contribution, Outer, Site, layer_rule
     roles="weight",
     leading=lambda arguments: arguments["input"].dim(),
     applies=lambda arguments: arguments["input"].dim() > 0 and not arguments.get("scale_grad_by_freq", False),
-    repeats=True,
 )
 def embedding(site: Site) -> Mapping[str, Contribution]:
     """y_t = W[token_t]:  dW = Σ_t onehot(token_t) ⊗ g_t; the row padding_idx gets no gradient."""

@@ -16,10 +16,15 @@ def _leading(arguments: Mapping[str, Any]) -> int:
 
 
 def _applies(arguments: Mapping[str, Any]) -> bool:
+    if "weight" not in arguments:
+        return False
     plain = arguments.keys().isdisjoint({"out", "alpha", "beta"})
     bias = arguments.get("bias")
     return (
-        plain and arguments["input"].dim() > 1 and arguments["weight"].dim() == 2 and (bias is None or bias.dim() == 1)
+        plain
+        and arguments["input"].dim() > 1
+        and arguments["weight"].dim() == 2
+        and (bias is None or bias.shape == arguments["weight"].shape[1:])
     )
 
 
