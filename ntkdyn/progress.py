@@ -31,12 +31,18 @@ class Progress(Protocol):
 
 def progress_bar(total: int, *, what: str, done: int = 0, shown: bool = True) -> Progress:
     """Return a bar for ``total`` pieces of ``what`` (plural), ``done`` of them finished before."""
-    if shown and not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+    if shown and not sys.stderr.isatty() and not _in_notebook():
         return _Lines(total, what, done)
     from tqdm.auto import tqdm
 
     bar: Progress = tqdm(total=total, initial=done, desc=what, disable=not shown, mininterval=0.5)
     return bar
+
+
+def _in_notebook() -> bool:
+    """Whether this code runs in a kernel; a process that merely starts kernels has imported ipykernel too."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def counted(work: Sequence[Item], *, what: str, shown: bool = True) -> Iterator[Item]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from ntkdyn.progress import counted, progress_bar
@@ -31,3 +33,23 @@ def test_silent_when_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(counted([], what="runs")) == []
     assert capsys.readouterr().err == ""
+
+
+def test_a_process_that_only_starts_kernels_is_no_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    import ipykernel  # noqa: F401  # as nbclient imports it
+    import IPython
+
+    assert {"ipykernel", "IPython"} <= set(sys.modules)
+    assert IPython.get_ipython() is None
+    test_plain_lines_outside_a_terminal(capsys)
+
+
+def test_a_bar_in_a_notebook(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython
+
+    class Shell:
+        kernel = object()
+
+    monkeypatch.setattr(IPython, "get_ipython", Shell)
+    assert list(counted([1, 2], what="runs")) == [1, 2]
+    assert "ntkdyn:" not in capsys.readouterr().err
