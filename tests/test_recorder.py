@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,15 @@ def test_nan_where_it_is_declared(tmp_path: Path) -> None:
     assert np.isnan(RunReader.open(tmp_path / "run").read("norm/test/norm")).tolist() == [False, False, True, False]
 
 
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """The handlers of an interactive Python: a job in the background starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 @pytest.mark.parametrize("inside", [False, True])
 def test_signals_give_a_last_snapshot(number: int, error: type[BaseException], inside: bool, tmp_path: Path) -> None:

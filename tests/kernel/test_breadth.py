@@ -207,3 +207,36 @@ def test_bias_that_is_named_before_its_weight(oracles: ModuleType) -> None:
     for shape in (4, 1):
         model, x = Early(shape), torch.randn(5, 3)
         assert_near(empirical_ntk(model, x, dtype=torch.float64), oracles.ntk_by_loop(model, x))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_products_by_keyword(engine: str, oracles: ModuleType) -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 2))
+            self.bias = nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.addmm(self.bias, mat1=x, mat2=self.first).tanh()
+            return torch.matmul(torch.matmul(input=hidden, other=self.second).tanh(), other=self.second.T)
+
+    model, x = Keywords(), torch.randn(5, 3)
+    assert_near(empirical_ntk(model, x, dtype=torch.float64, engine=engine), oracles.ntk_by_loop(model, x))
+
+
+@pytest.mark.parametrize("reduce", ["trace", "full"])
+def test_layer_that_only_some_inputs_reach(reduce: str, oracles: ModuleType) -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.upper, self.lower, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            upper, lower = self.upper(x), self.lower(x)
+            return self.head((upper if x.flatten()[0] > 0 else lower).tanh())
+
+    model, x = Fork(), torch.rand(5, 3) + 0.1
+    with pytest.warns(UserWarning, match=r"'lower\.weight', 'lower\.bias' do not reach"):
+        found = empirical_ntk(model, x, -x[:3], reduce=reduce, dtype=torch.float64)
+    assert_near(found, oracles.ntk_by_loop(model, x, -x[:3], reduce=reduce))
