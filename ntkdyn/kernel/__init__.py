@@ -201,8 +201,8 @@ def explain_ntk(
     """Print how ``empirical_ntk`` would compute this kernel: layer, route, operations, bytes, predicted time.
 
     Only a few samples are run. Routes: "gram" multiplies inner products of layer inputs and output gradients, "rows"
-    makes per-sample gradients, "pairs" looks at equal tokens only, "last layer" needs no backward pass, "autograd" is
-    plain autograd a sample at a time, for what no rule knows.
+    makes per-sample gradients, "shared ..." does either in one direction for all outputs, "pairs" looks at equal tokens
+    only, "last layer" needs no backward pass, "autograd" is plain autograd a sample at a time, for what no rule knows.
 
     Args: as in ``empirical_ntk``.
     Returns: the same as an object: ``.layers`` with one row a layer and route, ``.seconds``.

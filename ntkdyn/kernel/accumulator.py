@@ -129,6 +129,39 @@ class Accumulator:
                 else:
                     target[k, rows, start:].addcmul_(product, features[rows, None])
 
+    def add_shared_hadamard(self, directions: Tensor, gradient: Tensor, features: Tensor) -> None:
+        """Add F[n, m] Σ_c u[k, c] u[l, c] g[n, c] g[m, c] to a symmetric target by direction.
+
+        From directions u [K, d], g [N, d] and F [N, N]. Every pair of directions is symmetric in the samples.
+        """
+        target = self.target.permute(1, 0, 3, 2)  # [K, N1, K, N2]
+        height = max(_LEAST_ROWS, -(-self.samples // _PANELS))
+        for k, direction in enumerate(directions):
+            for other in range(k, len(directions)):
+                weighted = gradient * (direction * directions[other])
+                block = target[k, :, other]
+                for start in range(0, self.samples, height):
+                    rows = slice(start, min(start + height, self.samples))
+                    product = self._product(weighted[rows], gradient[start:]).mul_(features[rows, start:])
+                    block[rows, start:] += product
+                    block[rows.stop :, rows] += product[:, rows.stop - start :].T
+
+    def add_channels(self, first: Tensor, second: Tensor, directions: Tensor, directions_2: Tensor) -> None:
+        """Add Σ_c u₁[k, c] u₂[l, c] (r₁[n, c] · r₂[m, c]); "each" takes l = k, and "trace" has another way.
+
+        From rows r [N1, d, p], [N2, d, p] and directions u [K, d].
+        """
+        full = self.combine == "full"
+        weights = (directions.unsqueeze(1) * directions_2).flatten(0, 1) if full else directions * directions_2
+        target = self.target if full else self.target.permute(1, 0, 2).unsqueeze(3)  # [N1, K, N2, K or 1]
+        for panel in self.panels():
+            start = self._columns(panel)
+            for rows in _parts(panel, (len(second) - start) * first.shape[1]):
+                grams = torch.bmm(first[rows].transpose(0, 1), second[start:].permute(1, 2, 0))
+                sums = self._product(weights, grams.flatten(1).T)
+                sums = sums.view(len(directions), -1, *grams.shape[1:])  # [K, K or 1, n, m]
+                target[rows, :, start:] += sums.permute(2, 0, 3, 1)
+
     def add_positions(self, first: Tensor, second: Tensor, features: Callable[[slice, int], Tensor]) -> None:
         """Add Σ_st F[n, s, m, t] (g₁[n, k, s] · g₂[m, l, t]) from [N1, K, S, d] and [N2, K, T, d].
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .accumulator import Accumulator
-from .costs import Extent, cheapest
+from .costs import Extent, Route, cheapest
 from .factors import Factors, Form
-from .rows import Piece, Scale, Workspace, add_rows_in_parts, whole_rows
+from .rows import Piece, Scale, Source, Workspace, rows_in_parts, whole_rows
+from .shared import Shared, shared_gradient
 from .sides import Side, ranges
 
 # Numbers in one intermediate: 4 MiB in float32 stay in the cache.
@@ -90,11 +91,15 @@ class Contraction:
         if form is None:
             self._add_narrow(target, *self._whole_rows(name, scale))
             return
-        route = "rows" if isinstance(scale, Tensor) else cheapest(form, self._extent)
+        shared, shared_2 = self._shared(parts, parts_2)
+        route = chosen_route(form, self._extent, scale, shared=shared is not None)
         if route == "rows" and (form.bias or form.classes):
             self._add_narrow(target, *self._whole_rows(name, scale))
         elif route == "rows":
-            add_rows_in_parts(target, (self._first, parts), (self._second, parts_2), scale, self._workspace)
+            for _, rows, rows_2 in self._rows_in_parts(parts, parts_2, scale):
+                target.add_rows(rows, rows_2)
+        elif shared is not None and shared_2 is not None and route in ("shared rows", "shared gram"):
+            self._add_shared(name, shared, shared_2, route)
         else:
             number = cast(float, scale)
             factors = _factors(parts, self._first)
@@ -103,6 +108,55 @@ class Contraction:
                 _add_pairs(target, factors, factors_2, number)
             else:
                 _add_gram(target, factors, factors_2, number, self._take_bias(name, parts))
+
+    def _rows_in_parts(
+        self, parts: Sequence[tuple[Source, str]], parts_2: Sequence[tuple[Source, str]], scale: Scale
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        size, size_2 = self._first.size, self._second.size
+        second = None if self._second is self._first else parts_2
+        return rows_in_parts(size, parts, size_2, second, scale, self._workspace)
+
+    def _shared(self, parts: Sequence[Piece], parts_2: Sequence[Piece]) -> tuple[Shared | None, Shared | None]:
+        """Gradients of both sides that all directions share, for a parameter with one use."""
+        if len(parts) != 1 or len(parts_2) != 1:
+            return None, None
+        shared = shared_gradient(*parts[0], self._first.size)
+        if shared is None or self._second is self._first:
+            return shared, shared
+        shared_2 = shared_gradient(*parts_2[0], self._second.size)
+        return (None, None) if shared_2 is None else (shared, shared_2)
+
+    def _add_shared(self, name: str, first: Shared, second: Shared, route: Route) -> None:
+        target, scale, parts = self._accumulators[name], self._scales.get(name, 1.0), self._pieces[name]
+        role = parts[0][1]
+        if target.combine == "trace":
+            # Σ_k u₁[k] u₂[k] turns all directions into one.
+            weights = (first.directions * second.directions).sum(0)
+            if second is first:
+                first = second = first.times(weights.sqrt())
+            else:
+                first = first.times(weights)
+        if route == "shared rows":
+            for columns, rows, rows_2 in self._rows_in_parts([(first, role)], [(second, role)], scale):
+                if target.combine == "trace":
+                    target.add_rows(rows, rows_2)
+                else:
+                    channels, channels_2 = (
+                        one.view(len(one), columns.stop - columns.start, -1) for one in (rows, rows_2)
+                    )
+                    target.add_channels(
+                        channels, channels_2, first.directions[:, columns], second.directions[:, columns]
+                    )
+            return
+        whole, whole_2 = (slice(0, side.size) for side in (self._first, self._second))
+        factors = first.contribution(role, whole)
+        factors_2 = factors if second is first else second.contribution(role, whole_2)
+        number, extra = cast(float, scale), self._take_bias(name, parts)
+        if target.combine == "trace":
+            _add_gram(target, factors, factors_2, number, extra)
+        else:
+            features = _scaled(factors, factors, whole, 0, number, extra)[:, 0, :, 0]
+            target.add_shared_hadamard(first.directions, first.gradient[:, 0], features)
 
     def _whole_rows(self, name: str, scale: Scale) -> tuple[Tensor, Tensor]:
         first, second = self._first, self._second
@@ -142,6 +196,13 @@ class Contraction:
             return 0.0
         self._done.add(bias)
         return scale
+
+
+def chosen_route(form: Form, extent: Extent, scale: Scale, *, shared: bool) -> Route:
+    """The cheapest route; a metric with an entry for each weight needs the rows."""
+    if isinstance(scale, Tensor):
+        return "shared rows" if shared and form.positions > 1 else "rows"
+    return cheapest(form, extent, shared=shared)
 
 
 def _flush(target: Accumulator, rows: list[Tensor], rows_2: list[Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from .accumulator import Combine
 from .factors import Form
 
-Route = Literal["rows", "gram", "pairs"]
+Route = Literal["rows", "gram", "pairs", "shared rows", "shared gram"]
 
 # Operations in the time that one byte takes to or from memory; between processors of today it hardly differs.
 _OPERATIONS_PER_BYTE = 8.0
@@ -29,17 +29,21 @@ class Cost:
 
 @dataclass(frozen=True)
 class Extent:
-    """Sizes of one product: samples of both sides, directions, how these are combined, bytes of a number."""
+    """Sizes of one product: samples of both sides, directions, how these are combined, bytes of a number.
+
+    ``by_direction`` is the layout of an ``Accumulator``.
+    """
 
     sizes: tuple[int, int]
     count: int
     combine: Combine
     symmetric: bool
     itemsize: int
+    by_direction: bool = False
 
 
-def costs(form: Form, extent: Extent) -> dict[Route, Cost]:
-    """Cost of each route that is exact for this form."""
+def costs(form: Form, extent: Extent, *, shared: bool = False) -> dict[Route, Cost]:
+    """Cost of each route that is exact for this form; with those of gradients that are ``Shared``, where these are."""
     size, size_2 = extent.sizes
     count = extent.count
     pairs = count**2 if extent.combine == "full" else count
@@ -62,10 +66,31 @@ def costs(form: Form, extent: Extent) -> dict[Route, Cost]:
         features = 0
     elementwise = squares * (pairs if extent.combine != "trace" else 1)
     found["gram"] = Cost(2.0 * squares * (features + pairs * form.d_out), itemsize * (2 * elementwise + 2 * result))
+    if shared and not form.bias and not form.classes:
+        found |= _shared_costs(form, extent, squares, features)
     return found
 
 
-def cheapest(form: Form, extent: Extent) -> Route:
+def _shared_costs(form: Form, extent: Extent, squares: float, features: float) -> dict[Route, Cost]:
+    size, size_2 = extent.sizes
+    itemsize = extent.itemsize
+    sides = size if extent.symmetric else size + size_2
+    area = (0.55 if extent.symmetric else 1.0) * size * size_2
+    sums = area * {"trace": 0, "each": extent.count, "full": extent.count**2}[extent.combine]
+    found: dict[Route, Cost] = {}
+    if form.positions > 1:
+        rows = Cost(2.0 * (sides * form.products + area * form.numbers), 3.0 * itemsize * sides * form.numbers)
+        mixing = Cost(2.0 * sums * form.d_out, 2.0 * itemsize * (area * form.d_out + sums) if sums else 0.0)
+        found["shared rows"] = Cost(rows.flops + mixing.flops, rows.bytes + mixing.bytes)
+    if extent.combine == "trace":
+        found["shared gram"] = Cost(2.0 * squares * (features + form.d_out), 2.0 * itemsize * (squares + area))
+    elif extent.by_direction and extent.symmetric and form.positions == 1:
+        # Pairs of directions and pairs of samples are symmetric each on their own.
+        found["shared gram"] = Cost(2.0 * (squares * features + 0.55 * sums * form.d_out), 4.0 * itemsize * sums)
+    return found
+
+
+def cheapest(form: Form, extent: Extent, *, shared: bool = False) -> Route:
     """The route that is taken."""
-    found = costs(form, extent)
+    found = costs(form, extent, shared=shared)
     return min(found, key=lambda route: found[route].units)

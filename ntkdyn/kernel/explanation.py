@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .costs import Cost, cheapest, costs
-from .planning import Plan, planned
+from .contraction import chosen_route, pieces
+from .costs import Cost, costs
+from .planning import Plan, planned, planned_side
 from .precision import full_rate
 from .problem import Problem, layer_of
+from .shared import shared_gradient
+
+# Samples and output directions by which gradients are found to be shared.
+_FEW = 2
+_FEW_DIRECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def _numbers(flops: float, moved: float, seconds: float) -> tuple[str, str, str]
 def explained(problem: Problem) -> Explanation:
     """Plan the kernel, and say what each step costs; nothing but a few samples is run."""
     plan = planned(problem)
+    shared = _shared_names(problem, plan)
     gflops, gbytes = _rates(str(plan.outputs.device), problem.dtype)
 
     def row(layer: str, names: tuple[str, ...], route: str, cost: Cost) -> ExplainedLayer:
@@ -94,7 +100,7 @@ def explained(problem: Problem) -> Explanation:
 
     by_layer: dict[tuple[str, str], tuple[list[str], Cost]] = {}
     for name in problem.parameters:
-        route, cost = _of_parameter(problem, plan, name)
+        route, cost = _of_parameter(problem, plan, shared, name)
         names, known = by_layer.setdefault((layer_of(name), route), ([], Cost(0.0, 0.0)))
         names.append(name.rpartition(".")[2])
         by_layer[layer_of(name), route] = names, Cost(known.flops + cost.flops, known.bytes + cost.bytes)
@@ -103,7 +109,22 @@ def explained(problem: Problem) -> Explanation:
     return Explanation((passes, *found), plan.tile, len(plan.groups), plan.chunk, gflops, gbytes)
 
 
-def _of_parameter(problem: Problem, plan: Plan, name: str) -> tuple[str, Cost]:
+def _shared_names(problem: Problem, plan: Plan) -> frozenset[str]:
+    """Parameters whose gradients all directions share, by a few samples and directions."""
+    if problem.train_mode:
+        return frozenset()
+    samples, chosen = slice(0, min(_FEW, problem.sizes[0])), range(min(_FEW_DIRECTIONS, plan.chunk))
+    side = planned_side(problem, plan, 0, samples, list(problem.parameters), chosen)
+    if side is None:
+        return frozenset()
+    return frozenset(
+        name
+        for name, parts in pieces(side).items()
+        if name not in side.rest and len(parts) == 1 and shared_gradient(*parts[0], side.size) is not None
+    )
+
+
+def _of_parameter(problem: Problem, plan: Plan, shared: frozenset[str], name: str) -> tuple[str, Cost]:
     extent = plan.extent(problem)
     size, size_2 = problem.sizes
     # Tiles on and above the diagonal, where there are several.
@@ -130,10 +151,12 @@ def _of_parameter(problem: Problem, plan: Plan, name: str) -> tuple[str, Cost]:
         rows_only = [costs(form, extent)["rows"] for form in forms]
         return "rows", Cost(times * sum(one.flops for one in rows_only), times * sum(one.bytes for one in rows_only))
     weight = f"{name.rpartition('.')[0]}.weight" if forms[0].bias else name
-    if weight != name and len(plan.forms.get(weight, ())) == 1 and _of_parameter(problem, plan, weight)[0] == "gram":
-        return "gram", Cost(0.0, 0.0)  # Σ (a·b + 1)(g·h): with the weight
-    route = "rows" if isinstance(problem.scales.get(name), Tensor) else cheapest(forms[0], extent)
-    one = costs(forms[0], extent)[route]
+    if weight != name and len(plan.forms.get(weight, ())) == 1:
+        route = _of_parameter(problem, plan, shared, weight)[0]
+        if route in ("gram", "shared gram"):
+            return route, Cost(0.0, 0.0)  # Σ (a·b + 1)(g·h): with the weight
+    route = chosen_route(forms[0], extent, problem.scales.get(name, 1.0), shared=name in shared)
+    one = costs(forms[0], extent, shared=name in shared)[route]
     return route, Cost(times * len(forms) * one.flops, times * len(forms) * one.bytes)
 
 

@@ -32,7 +32,7 @@ def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
     symmetric = problem.inputs_2 is None
     result = {key: _zeros(problem, plan) for key in dict.fromkeys(problem.keys.values())}
     tiles, tiles_2 = plan.tiles(problem.sizes[0]), plan.tiles(problem.sizes[1])
-    by_direction = plan.by_direction and len(tiles) == len(tiles_2) == 1
+    extent = plan.extent(problem)
     features: tuple[dict[int, Tensor | None], dict[int, Tensor | None]] = ({}, {})
     workspace = Workspace()
     for group in plan.groups:
@@ -56,17 +56,17 @@ def _accumulated(problem: Problem, plan: Plan) -> dict[str, Tensor] | None:
                             plan.combine,
                             _part(plan, block, samples, others, chosen),
                             symmetric=same,
-                            by_direction=by_direction,
+                            by_direction=extent.by_direction,
                         )
                         for key, block in result.items()
                     }
                     with full_rate():
                         named = {name: targets[problem.keys[name]] for name in group}
-                        work = Contraction(first, second, named, problem.scales, plan.extent(problem), workspace)
+                        work = Contraction(first, second, named, problem.scales, extent, workspace)
                         work.add(group, release=not same or len(columns) == 1)
     if symmetric:
         for block in result.values():
-            _mirror(plan, block, tiles, by_direction)
+            _mirror(plan, block, tiles, extent.by_direction)
     if plan.head is not None:
         inputs, inputs_2 = (torch.cat([one for one in found.values() if one is not None]) for found in features)
         result = {key: _from_features(problem, plan.head, block) for key, block in result.items()}
@@ -82,7 +82,7 @@ def _zeros(problem: Problem, plan: Plan) -> Tensor:
         return like.new_zeros(size, size_2, dtype=problem.dtype)
     if plan.combine == "each":
         return like.new_zeros(count, size, size_2, dtype=problem.dtype)
-    if plan.by_direction and plan.tile >= max(problem.sizes):
+    if plan.extent(problem).by_direction:
         return like.new_zeros(count, size, count, size_2, dtype=problem.dtype).permute(1, 0, 3, 2)
     return like.new_zeros(size, count, size_2, count, dtype=problem.dtype)
 

@@ -87,7 +87,8 @@ class Plan:
         """Sizes of a product of two whole tiles."""
         sizes = min(self.tile, problem.sizes[0]), min(self.tile, problem.sizes[1])
         symmetric = problem.inputs_2 is None and self.tile >= problem.sizes[0]
-        return Extent(sizes, self.chunk, self.combine, symmetric, problem.dtype.itemsize)
+        by_direction = self.by_direction and self.tile >= max(problem.sizes)
+        return Extent(sizes, self.chunk, self.combine, symmetric, problem.dtype.itemsize, by_direction)
 
 
 def planned(problem: Problem, *, uniform: bool = True) -> Plan:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from .accumulator import Accumulator
 from .factors import Factors, Form
 from .sides import Side, Use, ranges
 
 Scale = float | Tensor
 Piece = tuple[Use, str]
+
+
+class Source(Protocol):
+    """What rows are made from: a ``Use``, or its gradient that all directions share."""
+
+    @property
+    def count(self) -> int:
+        """Number of directions K."""
+
+    def form(self, role: str) -> Form:
+        """Sizes of what ``contribution`` gives."""
+
+    def contribution(self, role: str, samples: slice) -> Factors | Tensor:
+        """As in ``Use``."""
+
+    def new_rows(self, *shape: int) -> Tensor:
+        """As in ``Use``."""
+
 
 # Numbers in one intermediate: 4 MiB in float32 stay in the cache.
 _BLOCK = 2**20
@@ -30,7 +47,7 @@ class Workspace:
     def __init__(self) -> None:
         self._held: dict[int, Tensor] = {}
 
-    def take(self, number: int, shape: Sequence[int], use: Use) -> Tensor:
+    def take(self, number: int, shape: Sequence[int], use: Source) -> Tensor:
         """A tensor with whatever values; number tells those apart that are needed at the same time."""
         wanted = torch.Size(shape).numel()
         held = self._held.get(number)
@@ -39,24 +56,30 @@ class Workspace:
         return held[:wanted].view(shape)
 
 
-def add_rows_in_parts(
-    target: Accumulator,
-    first: tuple[Side, Sequence[Piece]],
-    second: tuple[Side, Sequence[Piece]],
+def rows_in_parts(
+    size: int,
+    first: Sequence[tuple[Source, str]],
+    size_2: int,
+    second: Sequence[tuple[Source, str]] | None,
     scale: Scale,
     workspace: Workspace,
-) -> None:
-    """Add J₁ diag(s) J₂ᵀ of a parameter [d_out, d_in] whose uses are all factors, a range of d_out at a time."""
-    side, pieces = first
-    use, role = pieces[0]
-    form, count = use.form(role), use.count
-    step = _columns(max(side.size, second[0].size), count, form)
-    columns = list(ranges(slice(0, form.d_out), step))
-    parts = _Parts(side, pieces, scale, keep=len(columns) > 1)
-    parts_2 = parts if second[0] is side else _Parts(*second, scale, keep=len(columns) > 1)
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows √s J of a parameter [d_out, d_in] whose uses are all factors, a range of d_out at a time.
+
+    Args:
+        size, size_2: samples of both sides.
+        first, second: its uses there; second is None where it is the first.
+
+    Yields: the range of d_out, and rows [N, K, p] of both sides, which the next part overwrites.
+    """
+    use, role = first[0]
+    form = use.form(role)
+    columns = list(ranges(slice(0, form.d_out), _columns(max(size, size_2), use.count, form)))
+    parts = _Parts(size, first, scale, keep=len(columns) > 1)
+    parts_2 = parts if second is None else _Parts(size_2, second, scale, keep=len(columns) > 1)
     for some in columns:
         rows = parts.rows(some, workspace, 0)
-        target.add_rows(rows, rows if parts_2 is parts else parts_2.rows(some, workspace, 1))
+        yield some, rows, rows if parts_2 is parts else parts_2.rows(some, workspace, 1)
 
 
 def _columns(size: int, count: int, form: Form) -> int:
@@ -65,7 +88,7 @@ def _columns(size: int, count: int, form: Form) -> int:
 
 
 def part_numbers(size: int, count: int, form: Form, positions: int) -> int:
-    """Numbers that are held for one side by ``add_rows_in_parts``: rows of a part, and right factors."""
+    """Numbers that are held for one side by ``rows_in_parts``: rows of a part, and right factors."""
     columns = min(form.d_out, _columns(size, count, form))
     rights = size * positions * form.d_in if columns < form.d_out else _BLOCK
     return size * count * columns * form.d_in + min(rights, _KEPT) + 2 * _BLOCK
@@ -74,10 +97,10 @@ def part_numbers(size: int, count: int, form: Form, positions: int) -> int:
 class _Parts:
     """Rows of one side of a parameter, a range of d_out at a time."""
 
-    def __init__(self, side: Side, pieces: Sequence[Piece], scale: Scale, *, keep: bool) -> None:
+    def __init__(self, size: int, pieces: Sequence[tuple[Source, str]], scale: Scale, *, keep: bool) -> None:
         use, role = pieces[0]
         form = use.form(role)
-        self._size, self._use = side.size, use
+        self._size, self._use = size, use
         self._d_in = form.d_in
         self._root = _as_matrix(scale, form).sqrt() if isinstance(scale, Tensor) else scale**0.5
         self._makers: list[tuple[slice, bool, Callable[[], Factors]]] = []
@@ -85,8 +108,8 @@ class _Parts:
             form = use.form(role)
             # Windows of a convolution are as many times its input as the kernel is large: a few samples at a time.
             length = max(1, _BLOCK // (form.positions * form.d_in))
-            kept = keep and side.size * form.positions * form.d_in <= _KEPT
-            for samples in ranges(slice(0, side.size), length):
+            kept = keep and size * form.positions * form.d_in <= _KEPT
+            for samples in ranges(slice(0, size), length):
                 make = partial(_factors, use, role, samples)
                 self._makers.append((samples, position > 0, cache(make) if kept else make))
 
@@ -108,7 +131,7 @@ def _as_matrix(scale: Tensor, form: Form) -> Tensor:
     return scale.reshape(form.d_in, form.d_out).T if form.transposed else scale.reshape(form.d_out, form.d_in)
 
 
-def _factors(use: Use, role: str, samples: slice) -> Factors:
+def _factors(use: Source, role: str, samples: slice) -> Factors:
     return cast(Factors, use.contribution(role, samples))
 
 

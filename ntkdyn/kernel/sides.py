@@ -127,6 +127,11 @@ class Use:
         """Number of directions K."""
         return self._count
 
+    @property
+    def on_cuda(self) -> bool:
+        """Whether its numbers lie on a device that works while the host goes on."""
+        return self.call.input.is_cuda
+
     def forget(self) -> None:
         """Free what the contraction no longer needs."""
         self._gradients, self._inputs, self._rows, self._contributions = torch.empty(0), [], {}, {}

@@ -36,7 +36,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert routes["(passes)"] == "1 forward, 5 backward"
     assert routes["recurrent"] == "autograd"
     assert routes["table"] == "pairs"
-    assert routes["hidden"] == "gram"
+    assert routes["hidden"] == "shared gram"
     assert routes["head"] == "last layer"
     assert routes["unused"] == "none (zero)"
     assert routes["norm"] == "rows"
@@ -47,7 +47,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_operations_follow_the_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 10))
     one = explain_ntk(model, torch.randn(100, 20), reduce="full")
     two = explain_ntk(model, torch.randn(200, 20), reduce="full")
     gram = [next(row for row in found.layers if row.layer == "0") for found in (one, two)]
