@@ -13,9 +13,11 @@ from torch import Tensor
 
 Combine = Literal["trace", "each", "full"]
 # Rows of a panel: fewer waste less above the diagonal, more are multiplied faster.
-_LEAST_ROWS = 32
+_LEAST_ROWS = 96
 _PANELS = 8
-# Numbers in the intermediate of one Hadamard product; 4 MiB in float32 stay in the cache.
+# Rows, and numbers, of the intermediate of one Hadamard product: 4 MiB in float32 stay in the cache, and where neither
+# side is long both factors do (a matrix of 102 x 10240 takes a third longer than one of 512 x 2048).
+_HEIGHT = 512
 _BLOCK = 2**20
 
 
@@ -56,7 +58,7 @@ class Accumulator:
             yield slice(0, self.samples)
             return
         repeats = int(self.target.shape[1]) if self.combine == "full" else 1
-        height = max(-(-self.samples // _PANELS), -(-_LEAST_ROWS // repeats))
+        height = max(-(-self.samples // _PANELS), min(-(-_LEAST_ROWS // repeats), -(-self.samples // 2)))
         for start in range(0, self.samples, height):
             yield slice(start, min(start + height, self.samples))
 
@@ -98,36 +100,39 @@ class Accumulator:
             return
         count = first.shape[1]
         for panel in self.panels():
-            start = self._columns(panel)
+            columns = slice(self._columns(panel), len(second))
             if self.combine == "trace":
-                for rows in _parts(panel, len(second) - start):
-                    product = self._product(first[rows].flatten(1), second[start:].flatten(1))
-                    self.target[rows, start:].addcmul_(product, features[rows, start:])
+                for rows, others in _blocks(panel, columns):
+                    product = self._product(first[rows].flatten(1), second[others].flatten(1))
+                    self.target[rows, others].addcmul_(product, features[rows, others])
             elif self.combine == "each":
-                for k, target in enumerate(self.target):
-                    for rows in _parts(panel, len(second) - start):
-                        product = self._product(first[rows, k], second[start:, k])
-                        target[rows, start:].addcmul_(product, features[rows, start:])
+                for rows, others in _blocks(panel, columns):
+                    for k, target in enumerate(self.target):
+                        product = self._product(first[rows, k], second[others, k])
+                        target[rows, others].addcmul_(product, features[rows, others])
             else:
-                for rows in _parts(panel, (len(second) - start) * count**2):
-                    product = self._product(first[rows].flatten(0, 1), second[start:].flatten(0, 1))
-                    product = product.view(-1, count, len(second) - start, count)
-                    self.target[rows, :, start:].addcmul_(product, features[rows, None, start:, None])
+                for rows, others in _blocks(panel, columns, count):
+                    product = self._product(first[rows].flatten(0, 1), second[others].flatten(0, 1))
+                    product = product.view(-1, count, others.stop - others.start, count)
+                    self.target[rows, :, others].addcmul_(product, features[rows, None, others, None])
 
     def _add_by_direction(self, first: Tensor, second: Tensor, features: Tensor | None) -> None:
         # Here pairs of directions lie outside, and symmetry halves these pairs, not those of samples.
         first, second = first.transpose(0, 1).contiguous(), second.transpose(0, 1).contiguous()
         count, size, width = second.shape
         target = self.target.permute(1, 0, 3, 2)  # [K, N1, K, N2]
-        for k in range(count):
-            start = k if self.symmetric else 0
-            for rows in _parts(slice(0, self.samples), size * (count - start)):
-                product = self._product(first[k, rows], second[start:].view(-1, width))
-                product = product.view(-1, count - start, size)
-                if features is None:
-                    target[k, rows, start:] += product
-                else:
-                    target[k, rows, start:].addcmul_(product, features[rows, None])
+        for rows, others in _blocks(slice(0, self.samples), slice(0, size)):
+            height, length = rows.stop - rows.start, others.stop - others.start
+            together = max(1, _BLOCK // (height * length))
+            for k in range(count):
+                for start in range(k if self.symmetric else 0, count, together):
+                    directions = slice(start, min(start + together, count))
+                    product = self._product(first[k, rows], second[directions, others].reshape(-1, width))
+                    product = product.view(height, -1, length)
+                    if features is None:
+                        target[k, rows, directions, others] += product
+                    else:
+                        target[k, rows, directions, others].addcmul_(product, features[rows, None, others])
 
     def add_shared_hadamard(self, directions: Tensor, gradient: Tensor, features: Tensor) -> None:
         """Add F[n, m] Σ_c u[k, c] u[l, c] g[n, c] g[m, c] to a symmetric target by direction.
@@ -209,7 +214,10 @@ class Accumulator:
             target = self.target.permute(1, 3, 0, 2)  # [K, K, N1, N2]
             for k in range(target.shape[0]):
                 for other in range(k):
-                    target[k, other] = target[other, k].T
+                    for rows in _parts(slice(0, self.samples), self.samples):
+                        # torch transposes fast between contiguous matrices only.
+                        transposed = target[other, k, rows].contiguous().T.contiguous()
+                        target[k, other, :, rows] = transposed
             return
         for panel in self.panels():
             if self.combine == "trace":
@@ -218,6 +226,15 @@ class Accumulator:
                 self.target[:, panel.stop :, panel] = self.target[:, panel, panel.stop :].mT
             else:
                 self.target[panel.stop :, :, panel] = self.target[panel, :, panel.stop :].permute(2, 3, 0, 1)
+
+
+def _blocks(panel: slice, columns: slice, count: int = 1) -> Iterator[tuple[slice, slice]]:
+    """Ranges of samples of both sides, ``count`` rows or columns each, whose product fits the cache."""
+    height = min(max(1, _HEIGHT // count), panel.stop - panel.start)
+    width = max(1, _BLOCK // (height * count**2))
+    for start in range(panel.start, panel.stop, height):
+        for other in range(columns.start, columns.stop, width):
+            yield slice(start, min(start + height, panel.stop)), slice(other, min(other + width, columns.stop))
 
 
 def _parts(panel: slice, width: int, least: int = 16) -> Iterator[slice]:
