@@ -19,7 +19,7 @@ from .sides import Side, ranges
 # Numbers in one intermediate: 4 MiB in float32 stay in the cache.
 _BLOCK = 2**20
 # Narrow Jacobians (norms, slopes, biases) are put side by side until a product is worth its pass over the result.
-_NARROW = 1024
+NARROW = 1024
 
 
 def pieces(side: Side) -> dict[str, list[Piece]]:
@@ -166,13 +166,13 @@ class Contraction:
         return rows, whole_rows(name, self._pieces_2.get(name, []), second, scale, slice(0, second.size))
 
     def _add_narrow(self, target: Accumulator, rows: Tensor, rows_2: Tensor) -> None:
-        if rows.shape[-1] >= _NARROW:
+        if rows.shape[-1] >= NARROW:
             target.add_rows(rows, rows_2)
             return
         entry = self._narrow.setdefault(id(target), (target, [], []))
         entry[1].append(rows)
         entry[2].append(rows_2)
-        if sum(one.shape[-1] for one in entry[1]) >= _NARROW:
+        if sum(one.shape[-1] for one in entry[1]) >= NARROW:
             _flush(*self._narrow.pop(id(target)))
 
     def _take_bias(self, name: str, parts: Sequence[Piece]) -> float:

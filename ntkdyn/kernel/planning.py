@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ..errors import ConfigurationError
 from .accumulator import Combine
+from .contraction import NARROW
 from .costs import Extent, cheapest
 from .factors import Form, call_forms, directions_together
 from .precision import full_rate
@@ -27,6 +28,8 @@ _BUDGET = 2**31
 # Allocators keep more than is asked for.
 _SAFETY = 1.25
 _SCRATCH = 2**25
+# Samples in whose passes calling the layers takes as long as computing them.
+_SHORT = 2
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def planned(problem: Problem, *, uniform: bool = True) -> Plan:
         attends=_attends(example.outputs),
         outputs=example.outputs.detach(),
     )
-    return _within_budget(problem, plan, example, saved[0] / len(example.outputs))
+    divisible = uniform and not problem.train_mode
+    return _within_budget(problem, plan, example, saved[0] / len(example.outputs), divisible=divisible)
 
 
 def warn_of_unreached(plan: Plan) -> None:
@@ -252,8 +256,13 @@ def _saved_bytes(problem: Problem) -> Iterator[list[float]]:
     found[0] = float(sum(storages.values()))
 
 
-def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> Plan:
-    """Tiles, groups and chunks that cost least among those that fit."""
+def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float, *, divisible: bool) -> Plan:
+    """Tiles, strips, groups and chunks that cost least among those that fit.
+
+    Args:
+        saved: bytes that the graph of one sample holds; 0 if they were not measured.
+        divisible: the samples of a tile may run in strips.
+    """
     itemsize = problem.dtype.itemsize
     head_index = None if plan.head is None else plan.head.index
     inputs: dict[str, float] = {}
@@ -280,39 +289,38 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
     if problem.max_memory is not None:
         budget = problem.max_memory / _SAFETY - _SCRATCH - _result_bytes(problem, plan) - _clone_bytes(problem)
 
-    def memory(names: Sequence[str], tile: int, chunk: int, sides: int) -> float:
+    making = max((windows for _, _, windows in waiting), default=0)
+    largest = max(gradients.values(), default=0)
+
+    def memory(names: Sequence[str], tile: int, strip: int, chunk: int) -> float:
+        sides = 1 if problem.inputs_2 is None and tile == whole else 2
         held = sum(inputs.get(name, 0) + chunk * gradients.get(name, 0) for name in names)
         extent = replace(plan, tile=tile, chunk=chunk).extent(problem)
         working = max((_working_numbers(problem, plan, name, extent, tile) for name in names), default=0)
-        together = sum(directions_together(found, chunk) * numbers + 2 * windows for found, numbers, windows in waiting)
-        passing = min(tile, plan.strip) * (graph + sides * together + 4 * max(gradients.values(), default=0))
+        together = sum(directions_together(found, chunk) * numbers + windows for found, numbers, windows in waiting)
+        passing = min(tile, strip) * (graph + together + 2 * making + 4 * largest)
         return sides * (tile * held + working * itemsize) + passing
 
     names = list(problem.parameters)
     whole = max(problem.sizes)
-    if memory(names, whole, plan.chunk, 1 if problem.inputs_2 is None else 2) <= budget:
+    if memory(names, whole, plan.strip, plan.chunk) <= budget:
         return plan
     best: tuple[float, Plan] | None = None
     least = float("inf")
-    tile = whole
-    while True:
+    for tile in _halves(whole):
         count = -(-whole // tile)
-        sides = 1 if problem.inputs_2 is None and count == 1 else 2
-        chunk = plan.chunk
-        while True:
-            groups = _packed(names, lambda group, t=tile, c=chunk, s=sides: memory(group, t, c, s) <= budget)
-            least = min(least, max(memory([name], tile, chunk, sides) for name in names))
-            if groups is not None:
-                passes = -(-plan.chunk // chunk)
-                cost = tile * count * (count + 1) * len(groups) * (plan.chunk + passes)
-                if best is None or cost < best[0]:
-                    best = cost, replace(plan, groups=groups, tile=tile, chunk=chunk)
-            if chunk == 1 or plan.combine == "full":
-                break
-            chunk = -(-chunk // 2)
-        if tile == 1 or (best is not None and problem.train_mode):
+        for chunk in [plan.chunk] if plan.combine == "full" else _halves(plan.chunk):
+            for strip in _halves(min(tile, plan.strip)) if divisible else [tile]:
+                least = min(least, max(memory([name], tile, strip, chunk) for name in names))
+                groups = _packed(names, lambda group, t=tile, s=strip, c=chunk: memory(group, t, s, c) <= budget)
+                if groups is not None:
+                    passes = (plan.chunk + -(-plan.chunk // chunk)) * (1 + _SHORT / strip)
+                    cost = tile * count * (count + 1) * len(groups) * passes
+                    if best is None or cost < best[0]:
+                        best = cost, replace(plan, groups=groups, tile=tile, strip=strip, chunk=chunk)
+                    break
+        if best is not None and problem.train_mode:
             break
-        tile = -(-tile // 2)
     if best is not None:
         return best[1]
     if problem.max_memory is None:
@@ -322,6 +330,14 @@ def _within_budget(problem: Problem, plan: Plan, example: Run, saved: float) -> 
         f"max_memory is {problem.max_memory} bytes; this kernel needs at least {int(needed) + 1}: the result, a copy "
         f"of the network and one sample's rows; give that, or fewer samples, or reduce='trace'"
     )
+
+
+def _halves(start: int) -> Iterator[int]:
+    """A number, half of it, and so on to 1."""
+    yield start
+    while start > 1:
+        start = -(-start // 2)
+        yield start
 
 
 def _working_numbers(problem: Problem, plan: Plan, name: str, extent: Extent, tile: int) -> int:
@@ -335,7 +351,9 @@ def _working_numbers(problem: Problem, plan: Plan, name: str, extent: Extent, ti
             return tile * positions * (count * one.d_out + one.d_in) + 2 * tile**2 + 2**21
         if not one.classes and not one.bias:
             return part_numbers(tile, count, one, positions)
-    # Rows as they are, and once more scaled or side by side.
+    if len(forms) == 1 and forms[0].numbers >= NARROW and name not in problem.scales:
+        return 0
+    # Rows as they are, and once more scaled, summed or side by side.
     return 2 * tile * count * problem.parameters[name].numel()
 
 

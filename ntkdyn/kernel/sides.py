@@ -132,9 +132,15 @@ class Use:
         """Whether its numbers lie on a device that works while the host goes on."""
         return self.call.input.is_cuda
 
+    def finish(self) -> None:
+        """Free what only the runs needed."""
+        self._contributions = {}
+        if self._at_once:
+            self._gradients = torch.empty(0)
+
     def forget(self) -> None:
         """Free what the contraction no longer needs."""
-        self._gradients, self._inputs, self._rows, self._contributions = torch.empty(0), [], {}, {}
+        self._gradients, self._inputs, self._rows = torch.empty(0), [], {}
 
 
 class Seeds:
@@ -251,6 +257,8 @@ def make_side(
             rows.setdefault(name, [])
         for name, values in _rest(problem, number, part, found, list(rows), seeds, chosen).items():
             rows[name].append(values)
+    for use in side.uses:
+        use.finish()
     side.outputs = torch.cat(outputs)
     side.head_input = torch.cat(features) if features else None
     side.rest = {name: torch.cat(values) for name, values in rows.items()}
