@@ -72,7 +72,7 @@ def test_peak_stays_under_the_limit(kind: str, reduce: str, limit: int) -> None:
     assert some_2 == pytest.approx(some, rel=1e-5)
 
 
-@pytest.mark.parametrize(("tile", "chunk", "groups"), [(7, 5, 1), (23, 2, 3), (1, 1, 2), (12, 3, 9)])
+@pytest.mark.parametrize(("tile", "chunk", "groups"), [(7, 5, 1), (12, 2, 3), (1, 1, 2), (6, 3, 9)])
 @pytest.mark.parametrize("reduce", ["trace", "mean", "each", "full"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_tiles_groups_and_chunks_change_nothing(
@@ -92,7 +92,7 @@ def test_tiles_groups_and_chunks_change_nothing(
         nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Tanh(),
         nn.Flatten(), nn.Linear(96, 12), nn.ReLU(), nn.Linear(12, 5),
     ).double()  # fmt: skip
-    x1, x2 = torch.randn(23, 2, 6, 6).double(), None if symmetric else torch.randn(14, 2, 6, 6).double()
+    x1, x2 = torch.randn(12, 2, 6, 6).double(), None if symmetric else torch.randn(7, 2, 6, 6).double()
     metric = {"3.weight": torch.rand(6, 6, 3, 3), "6.bias": 0.5}
     expected = empirical_ntk(model, x1, x2, reduce=reduce, per="parameter", metric=metric, engine="reference")
     found = empirical_ntk(model, x1, x2, reduce=reduce, per="parameter", metric=metric)
