@@ -152,20 +152,15 @@ class Accumulator:
                     block[rows.stop :, rows] += product[:, rows.stop - start :].T
 
     def add_channels(self, first: Tensor, second: Tensor, directions: Tensor, directions_2: Tensor) -> None:
-        """Add Σ_c u₁[k, c] u₂[l, c] (r₁[n, c] · r₂[m, c]); "each" takes l = k, and "trace" has another way.
-
-        From rows r [N1, d, p], [N2, d, p] and directions u [K, d].
-        """
-        full = self.combine == "full"
-        weights = (directions.unsqueeze(1) * directions_2).flatten(0, 1) if full else directions * directions_2
-        target = self.target if full else self.target.permute(1, 0, 2).unsqueeze(3)  # [N1, K, N2, K or 1]
+        """Add Σ_c u₁[k, c] u₂[l, c] (r₁[n, c] · r₂[m, c]) to "full" from r [N1, d, p], [N2, d, p] and u [K, d]."""
+        count = len(directions)
+        weights = (directions.unsqueeze(1) * directions_2).flatten(0, 1)
         for panel in self.panels():
             start = self._columns(panel)
             for rows in _parts(panel, (len(second) - start) * first.shape[1]):
                 grams = torch.bmm(first[rows].transpose(0, 1), second[start:].permute(1, 2, 0))
-                sums = self._product(weights, grams.flatten(1).T)
-                sums = sums.view(len(directions), -1, *grams.shape[1:])  # [K, K or 1, n, m]
-                target[rows, :, start:] += sums.permute(2, 0, 3, 1)
+                sums = self._product(weights, grams.flatten(1).T).view(count, count, *grams.shape[1:])
+                self.target[rows, :, start:] += sums.permute(2, 0, 3, 1)
 
     def add_positions(self, first: Tensor, second: Tensor, features: Callable[[slice, int], Tensor]) -> None:
         """Add Σ_st F[n, s, m, t] (g₁[n, k, s] · g₂[m, l, t]) from [N1, K, S, d] and [N2, K, T, d].

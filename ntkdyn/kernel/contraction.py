@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .accumulator import Accumulator
-from .costs import Extent, Route, cheapest
+from .costs import Extent, Route, cheapest, costs
 from .factors import Factors, Form
 from .rows import Piece, Scale, Source, Workspace, rows_in_parts, whole_rows
-from .shared import Shared, shared_gradient
+from .shared import Shared, shared_gradient, summed
 from .sides import Side, ranges
 
 # Numbers in one intermediate: 4 MiB in float32 stay in the cache.
@@ -91,14 +91,16 @@ class Contraction:
         if form is None:
             self._add_narrow(target, *self._whole_rows(name, scale))
             return
-        shared, shared_2 = self._shared(parts, parts_2)
-        route = chosen_route(form, self._extent, scale, shared=shared is not None)
+        route = chosen_route(form, self._extent, scale, shared=True)
+        shared, shared_2 = self._shared(parts, parts_2) if route.startswith("shared") else (None, None)
+        if shared is None:
+            route = chosen_route(form, self._extent, scale, shared=False)
         if route == "rows" and (form.bias or form.classes):
             self._add_narrow(target, *self._whole_rows(name, scale))
         elif route == "rows":
             for _, rows, rows_2 in self._rows_in_parts(parts, parts_2, scale):
                 target.add_rows(rows, rows_2)
-        elif shared is not None and shared_2 is not None and route in ("shared rows", "shared gram"):
+        elif shared is not None and shared_2 is not None:
             self._add_shared(name, shared, shared_2, route)
         else:
             number = cast(float, scale)
@@ -129,33 +131,25 @@ class Contraction:
     def _add_shared(self, name: str, first: Shared, second: Shared, route: Route) -> None:
         target, scale, parts = self._accumulators[name], self._scales.get(name, 1.0), self._pieces[name]
         role = parts[0][1]
-        if target.combine == "trace":
-            # Σ_k u₁[k] u₂[k] turns all directions into one.
-            weights = (first.directions * second.directions).sum(0)
-            if second is first:
-                first = second = first.times(weights.sqrt())
-            else:
-                first = first.times(weights)
+        trace = target.combine == "trace"
+        one, two = summed(first, second) if trace else (first, second)
         if route == "shared rows":
-            for columns, rows, rows_2 in self._rows_in_parts([(first, role)], [(second, role)], scale):
-                if target.combine == "trace":
+            for columns, rows, rows_2 in self._rows_in_parts([(one, role)], [(two, role)], scale):
+                if trace:
                     target.add_rows(rows, rows_2)
                 else:
-                    channels, channels_2 = (
-                        one.view(len(one), columns.stop - columns.start, -1) for one in (rows, rows_2)
-                    )
-                    target.add_channels(
-                        channels, channels_2, first.directions[:, columns], second.directions[:, columns]
-                    )
+                    directions, directions_2 = first.directions[:, columns], second.directions[:, columns]
+                    channels, channels_2 = (found.view(len(found), directions.shape[1], -1) for found in (rows, rows_2))
+                    target.add_channels(channels, channels_2, directions, directions_2)
             return
-        whole, whole_2 = (slice(0, side.size) for side in (self._first, self._second))
-        factors = first.contribution(role, whole)
-        factors_2 = factors if second is first else second.contribution(role, whole_2)
+        factors = one.contribution(role, slice(0, self._first.size))
+        factors_2 = factors if two is one else two.contribution(role, slice(0, self._second.size))
         number, extra = cast(float, scale), self._take_bias(name, parts)
-        if target.combine == "trace":
+        if trace:
             _add_gram(target, factors, factors_2, number, extra)
         else:
-            features = _scaled(factors, factors, whole, 0, number, extra)[:, 0, :, 0]
+            # This route has one position and the same samples on both sides: see its cost.
+            features = _scaled(factors, factors, slice(0, self._first.size), 0, number, extra)[:, 0, :, 0]
             target.add_shared_hadamard(first.directions, first.gradient[:, 0], features)
 
     def _whole_rows(self, name: str, scale: Scale) -> tuple[Tensor, Tensor]:
@@ -201,7 +195,8 @@ class Contraction:
 def chosen_route(form: Form, extent: Extent, scale: Scale, *, shared: bool) -> Route:
     """The cheapest route; a metric with an entry for each weight needs the rows."""
     if isinstance(scale, Tensor):
-        return "shared rows" if shared and form.positions > 1 else "rows"
+        found = costs(form, extent, shared=shared)
+        return "shared rows" if "shared rows" in found else "rows"
     return cheapest(form, extent, shared=shared)
 
 

@@ -13,6 +13,9 @@ Route = Literal["rows", "gram", "pairs", "shared rows", "shared gram"]
 # Operations in the time that one byte takes to or from memory; between processors of today it hardly differs.
 _OPERATIONS_PER_BYTE = 8.0
 
+# Samples from which half a product for each pair of directions takes less time than a whole one for many at once.
+_MANY = 512
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -72,11 +75,13 @@ def costs(form: Form, extent: Extent, *, shared: bool = False) -> dict[Route, Co
 
 
 def _shared_costs(form: Form, extent: Extent, squares: float, features: float) -> dict[Route, Cost]:
+    if extent.combine == "each":
+        return {}
     size, size_2 = extent.sizes
     itemsize = extent.itemsize
     sides = size if extent.symmetric else size + size_2
     area = (0.55 if extent.symmetric else 1.0) * size * size_2
-    sums = area * {"trace": 0, "each": extent.count, "full": extent.count**2}[extent.combine]
+    sums = area * extent.count**2 if extent.combine == "full" else 0.0
     found: dict[Route, Cost] = {}
     if form.positions > 1:
         rows = Cost(2.0 * (sides * form.products + area * form.numbers), 3.0 * itemsize * sides * form.numbers)
@@ -84,7 +89,7 @@ def _shared_costs(form: Form, extent: Extent, squares: float, features: float) -
         found["shared rows"] = Cost(rows.flops + mixing.flops, rows.bytes + mixing.bytes)
     if extent.combine == "trace":
         found["shared gram"] = Cost(2.0 * squares * (features + form.d_out), 2.0 * itemsize * (squares + area))
-    elif extent.by_direction and extent.symmetric and form.positions == 1:
+    elif extent.by_direction and extent.symmetric and form.positions == 1 and size >= _MANY:
         # Pairs of directions and pairs of samples are symmetric each on their own.
         found["shared gram"] = Cost(2.0 * (squares * features + 0.55 * sums * form.d_out), 4.0 * itemsize * sums)
     return found

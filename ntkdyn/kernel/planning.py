@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from ..errors import ConfigurationError
 from .accumulator import Combine
-from .contraction import NARROW
-from .costs import Extent, cheapest
+from .contraction import NARROW, chosen_route
+from .costs import Extent
 from .factors import Form, call_forms, directions_together
 from .precision import full_rate
 from .problem import Problem
@@ -343,18 +343,23 @@ def _halves(start: int) -> Iterator[int]:
 def _working_numbers(problem: Problem, plan: Plan, name: str, extent: Extent, tile: int) -> int:
     """Numbers that the contraction of one parameter holds for one side."""
     forms, count = plan.forms.get(name, ()), extent.count
-    if len({one.kind for one in forms}) == 1 and forms[0].positions > 0:
-        one = forms[0]
-        positions = sum(form.positions for form in forms)
-        if not isinstance(problem.scales.get(name), Tensor) and cheapest(one, extent) != "rows":
-            # Factors side by side, their inner products, and one block of products.
-            return tile * positions * (count * one.d_out + one.d_in) + 2 * tile**2 + 2**21
-        if not one.classes and not one.bias:
-            return part_numbers(tile, count, one, positions)
-    if len(forms) == 1 and forms[0].numbers >= NARROW and name not in problem.scales:
-        return 0
     # Rows as they are, and once more scaled, summed or side by side.
-    return 2 * tile * count * problem.parameters[name].numel()
+    rows = 2 * tile * count * problem.parameters[name].numel()
+    if len({one.kind for one in forms}) != 1:
+        return rows
+    one, positions = forms[0], sum(form.positions for form in forms)
+    if one.positions == 0:
+        as_they_are = len(forms) == 1 and one.numbers >= NARROW and name not in problem.scales
+        return 0 if as_they_are else rows
+    needed = {
+        "rows": rows if one.classes or one.bias else part_numbers(tile, count, one, positions),
+        "shared rows": part_numbers(tile, 1, one, positions),
+    }
+    # Factors side by side, their inner products, and one block of products.
+    gram = tile * positions * (count * one.d_out + one.d_in) + 2 * tile**2 + 2**21
+    # Whether all directions share their gradients is seen later.
+    routes = [chosen_route(one, extent, problem.scales.get(name, 1.0), shared=shared) for shared in (False, True)]
+    return max(needed.get(route, gram) for route in routes)
 
 
 def _packed(names: Sequence[str], fits: Any) -> list[list[str]] | None:

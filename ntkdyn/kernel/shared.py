@@ -19,8 +19,8 @@ from .sides import Use, ranges
 _LEAST_DIRECTIONS = 4
 # Samples that are looked at before all are.
 _FEW = 2
-# Numbers in one intermediate: 4 MiB in float32 stay in the cache.
-_BLOCK = 2**20
+# Numbers in one intermediate: several of 1 MiB in float32 stay in the cache.
+_BLOCK = 2**18
 # Roundings of the operations between the layer and the outputs.
 _ROUNDINGS = 8
 
@@ -56,63 +56,69 @@ class Shared:
         """Uninitialized memory for rows of the Jacobian."""
         return self.use.new_rows(*shape)
 
-    def times(self, weights: Tensor) -> Shared:
-        """The gradient multiplied channel by channel, weights [d_out]."""
-        return replace(self, gradient=self.gradient * weights)
+
+def summed(first: Shared, second: Shared) -> tuple[Shared, Shared]:
+    """Both sides with Σ_k u₁[k] u₂[k] in their gradients, whose products are then those of all directions together."""
+    weights = (first.directions * second.directions).sum(0)
+    if second is first:
+        one = replace(first, gradient=first.gradient * weights.sqrt())
+        return one, one
+    return replace(first, gradient=first.gradient * weights), second
 
 
 def shared_gradient(use: Use, role: str, size: int) -> Shared | None:
     """Look at the gradients themselves; None where they are not shared to within the rounding of their numbers.
 
-    Not on CUDA, where a look would make the host wait.
+    Only on CPU: elsewhere a look would make the host wait.
     """
     form = use.form(role)
-    if use.count < _LEAST_DIRECTIONS or not form.positions or not form.products or use.on_cuda:
+    if use.count < _LEAST_DIRECTIONS or not form.positions or not form.products or not use.on_cpu:
         return None
     found = _Search(use.count, form)
-    if size > _FEW and not _Search(use.count, form).takes(use, role, slice(0, _FEW)):
-        return None
     length = max(1, _BLOCK // (form.positions * max(form.d_in, use.count * form.d_out)))
-    for samples in ranges(slice(0, size), length):
+    few = min(_FEW, size)
+    for samples in (slice(0, few), *ranges(slice(few, size), length)):
         if not found.takes(use, role, samples):
             return None
     return Shared(use, found.directions, torch.cat(found.gradients))
 
 
 class _Search:
-    """Directions of the channels so far, relative to that direction in which each channel's gradient was largest."""
+    """Directions of the channels seen so far, relative to the direction in which a channel's gradient was largest.
+
+    Those of a channel that was zero in all samples are zero, and so must its gradient be.
+    """
 
     def __init__(self, count: int, form: Form) -> None:
         self._count, self._channels = count, form.d_out
         self.directions = torch.empty(0)
         self.gradients: list[Tensor] = []
         self._largest = torch.zeros(form.d_out, dtype=torch.int64)
-        self._known = torch.zeros(form.d_out, dtype=torch.bool)
+        self._unknown = torch.arange(form.d_out)
 
     def takes(self, use: Use, role: str, samples: slice) -> bool:
         """Whether the gradients of these samples are multiples of those of the samples before."""
         left = cast(Factors, use.contribution(role, samples)).left
         if not self.directions.numel():
             self.directions = left.new_zeros(self._count, self._channels)
-        if not self._known.all():
+        if len(self._unknown):
             self._learn(left)
-        size, _, positions, channels = left.shape
-        chosen = self._largest.expand(size, 1, positions, channels)
-        gradient = left.gather(1, chosen)
+        gradient = left.gather(1, self._largest.expand(len(left), 1, *left.shape[2:]))
         self.gradients.append(gradient.squeeze(1))
         allowed = _ROUNDINGS * torch.finfo(left.dtype).eps
         product = gradient * self.directions.unsqueeze(1)
         return bool((product.sub_(left).abs_() <= left.abs().mul_(allowed)).all())
 
     def _learn(self, left: Tensor) -> None:
-        """Directions of channels that were zero so far."""
-        sizes = left.abs().amax((0, 2))
-        largest, place = sizes.max(0)
-        new = (~self._known & (largest > 0)).nonzero().squeeze(1)
-        if not len(new):
-            return
-        own = left[..., new].gather(1, place[new].expand(len(left), 1, left.shape[2], len(new))).squeeze(1)
-        where = own.abs().flatten(0, 1).argmax(0)
-        every = left[where // left.shape[2], :, where % left.shape[2], new]  # [channels, K]
-        self.directions[:, new] = (every / own.flatten(0, 1)[where, torch.arange(len(new))].unsqueeze(1)).T
-        self._largest[new], self._known[new] = place[new], True
+        """Find the directions of channels that were zero so far."""
+        whole = len(self._unknown) == self._channels
+        own = (left if whole else left[..., self._unknown]).transpose(1, 2).flatten(0, 1)  # [n · T, K, unknown]
+        sizes, row = own.abs().max(0)  # [K, unknown]
+        largest, direction = sizes.max(0)
+        seen = (largest > 0).nonzero().squeeze(1)
+        direction = direction[seen]
+        every = own[row[direction, seen], :, seen]  # [seen, K], where the largest entry is
+        new = self._unknown[seen]
+        self.directions[:, new] = (every / every.gather(1, direction.unsqueeze(1))).T
+        self._largest[new] = direction
+        self._unknown = self._unknown[largest == 0]

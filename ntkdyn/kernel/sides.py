@@ -128,9 +128,9 @@ class Use:
         return self._count
 
     @property
-    def on_cuda(self) -> bool:
-        """Whether its numbers lie on a device that works while the host goes on."""
-        return self.call.input.is_cuda
+    def on_cpu(self) -> bool:
+        """Whether the host may look at its numbers without waiting for another device."""
+        return self.call.input.device.type == "cpu"
 
     def finish(self) -> None:
         """Free what only the runs needed."""
