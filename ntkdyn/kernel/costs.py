@@ -34,7 +34,8 @@ class Cost:
 class Extent:
     """Sizes of one product: samples of both sides, directions, how these are combined, bytes of a number.
 
-    ``by_direction`` is the layout of an ``Accumulator``.
+    ``by_direction`` is the layout of an ``Accumulator``. Where numbers are not ``on_cpu``, no route looks at them, because
+    the host would wait.
     """
 
     sizes: tuple[int, int]
@@ -43,6 +44,7 @@ class Extent:
     symmetric: bool
     itemsize: int
     by_direction: bool = False
+    on_cpu: bool = True
 
 
 def costs(form: Form, extent: Extent, *, shared: bool = False) -> dict[Route, Cost]:
@@ -61,15 +63,14 @@ def costs(form: Form, extent: Extent, *, shared: bool = False) -> dict[Route, Co
         return {"rows": Cost(making + product, row_bytes)}
     found: dict[Route, Cost] = {"rows": Cost(making + product, row_bytes)}
     squares = half * size * size_2 * form.positions**2
-    features = 0 if form.bias else form.d_in
-    if form.classes:
+    features = 0 if form.bias or form.classes else form.d_in
+    if form.classes and extent.on_cpu:
         # Pairs of equal tokens, were all tokens equally frequent.
         matching = max(1.0, squares / half / form.classes)
         found["pairs"] = Cost(2.0 * matching * pairs * form.d_out, 3.0 * itemsize * matching * count * form.d_out)
-        features = 0
     elementwise = squares * (pairs if extent.combine != "trace" else 1)
     found["gram"] = Cost(2.0 * squares * (features + pairs * form.d_out), itemsize * (2 * elementwise + 2 * result))
-    if shared and not form.bias and not form.classes:
+    if shared and extent.on_cpu and not form.bias and not form.classes:
         found |= _shared_costs(form, extent, squares, features)
     return found
 

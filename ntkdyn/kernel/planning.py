@@ -91,7 +91,8 @@ class Plan:
         sizes = min(self.tile, problem.sizes[0]), min(self.tile, problem.sizes[1])
         symmetric = problem.inputs_2 is None and self.tile >= problem.sizes[0]
         by_direction = self.by_direction and self.tile >= max(problem.sizes)
-        return Extent(sizes, self.chunk, self.combine, symmetric, problem.dtype.itemsize, by_direction)
+        on_cpu = self.outputs.device.type == "cpu"
+        return Extent(sizes, self.chunk, self.combine, symmetric, problem.dtype.itemsize, by_direction, on_cpu)
 
 
 def planned(problem: Problem, *, uniform: bool = True) -> Plan:

@@ -67,12 +67,9 @@ def summed(first: Shared, second: Shared) -> tuple[Shared, Shared]:
 
 
 def shared_gradient(use: Use, role: str, size: int) -> Shared | None:
-    """Look at the gradients themselves; None where they are not shared to within the rounding of their numbers.
-
-    Only on CPU: elsewhere a look would make the host wait.
-    """
+    """Look at the gradients themselves; None where they are not shared to within the rounding of their numbers."""
     form = use.form(role)
-    if use.count < _LEAST_DIRECTIONS or not form.positions or not form.products or not use.on_cpu:
+    if use.count < _LEAST_DIRECTIONS or not form.positions or not form.products:
         return None
     found = _Search(use.count, form)
     length = max(1, _BLOCK // (form.positions * max(form.d_in, use.count * form.d_out)))

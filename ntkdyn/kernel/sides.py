@@ -127,11 +127,6 @@ class Use:
         """Number of directions K."""
         return self._count
 
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the host may look at its numbers without waiting for another device."""
-        return self.call.input.device.type == "cpu"
-
     def finish(self) -> None:
         """Free what only the runs needed."""
         self._contributions = {}

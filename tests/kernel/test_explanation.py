@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from ntkdyn import Projection, empirical_ntk, explain_ntk
+from ntkdyn.kernel import Reduction
+from ntkdyn.kernel.contraction import Contraction
+from ntkdyn.kernel.costs import Extent, costs
+from ntkdyn.kernel.factors import Form
 
 
 class Mixed(nn.Module):
@@ -70,3 +77,29 @@ def test_nothing_is_changed() -> None:
     before = empirical_ntk(model, x)
     explain_ntk(model, x, max_memory=2**27)
     assert torch.equal(empirical_ntk(model, x), before)
+
+
+def test_no_route_looks_at_numbers_on_other_devices() -> None:
+    table = Form(positions=16, d_out=8, d_in=500, classes=500, numbers=4000)
+    hidden = Form(positions=16, d_out=8, d_in=30, classes=0, numbers=240, products=3840)
+    here = Extent((64, 64), 10, "trace", symmetric=True, itemsize=4)
+    there = replace(here, on_cpu=False)
+    assert "pairs" in costs(table, here)
+    assert "shared rows" in costs(hidden, here, shared=True)
+    assert set(costs(table, there)) == set(costs(hidden, there, shared=True)) == {"rows", "gram"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("reduce", ["trace", "full"])
+def test_the_host_never_waits_on_cuda(reduce: Reduction, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = Contraction.add
+
+    def strict(self: Contraction, *arguments: Any, **further: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            add(self, *arguments, **further)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Contraction, "add", strict)
+    empirical_ntk(Mixed().cuda(), torch.randint(0, 500, (30, 16), device="cuda"), reduce=reduce)
