@@ -34,8 +34,8 @@ class Cost:
 class Extent:
     """Sizes of one product: samples of both sides, directions, how these are combined, bytes of a number.
 
-    ``by_direction`` is the layout of an ``Accumulator``. Where numbers are not ``on_cpu``, no route looks at them, because
-    the host would wait.
+    ``by_direction`` is the layout of an ``Accumulator``. Where numbers are not ``on_cpu``, no route looks at them,
+    because the host would wait.
     """
 
     sizes: tuple[int, int]
