@@ -171,6 +171,14 @@ def test_nan_and_inf(engine: str, value: float) -> None:
         empirical_ntk(_spoiled(value), x, engine=engine)
 
 
+def test_numbers_whose_sum_overflows_are_fine() -> None:
+    x = torch.full((2, 3), 3e38)
+    assert not x.sum().isfinite()
+    with pytest.raises(UndefinedMeasure, match="the kernel has NaN or Inf"):  # not the inputs
+        empirical_ntk(nn.Linear(3, 2), x)
+    assert torch.equal(empirical_ntk(nn.Linear(3, 2), x, parameters=["bias"]), torch.full((2, 2), 2.0))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_inputs_of_different_kinds(engine: str) -> None:
     model, x = nn.Linear(3, 2), torch.ones(4, 3)
