@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .accumulator import Accumulator
-from .costs import Extent, Route, cheapest, costs
+from .costs import Extent, Route, chosen_route
 from .factors import Factors, Form
 from .rows import Piece, Scale, Source, Workspace, rows_in_parts, whole_rows
 from .shared import Shared, shared_gradient, summed
@@ -190,14 +190,6 @@ class Contraction:
             return 0.0
         self._done.add(bias)
         return scale
-
-
-def chosen_route(form: Form, extent: Extent, scale: Scale, *, shared: bool) -> Route:
-    """The cheapest route; a metric with an entry for each weight needs the rows."""
-    if isinstance(scale, Tensor):
-        found = costs(form, extent, shared=shared)
-        return "shared rows" if "shared rows" in found else "rows"
-    return cheapest(form, extent, shared=shared)
 
 
 def _flush(target: Accumulator, rows: list[Tensor], rows_2: list[Tensor]) -> None:

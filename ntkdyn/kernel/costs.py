@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from .accumulator import Combine
 from .factors import Form
 
@@ -96,7 +98,9 @@ def _shared_costs(form: Form, extent: Extent, squares: float, features: float) -
     return found
 
 
-def cheapest(form: Form, extent: Extent, *, shared: bool = False) -> Route:
-    """The route that is taken."""
+def chosen_route(form: Form, extent: Extent, scale: float | Tensor, *, shared: bool) -> Route:
+    """The cheapest route; a metric with an entry for each weight leaves those that make rows."""
     found = costs(form, extent, shared=shared)
+    if isinstance(scale, Tensor):
+        found = {route: cost for route, cost in found.items() if route.endswith("rows")}
     return min(found, key=lambda route: found[route].units)

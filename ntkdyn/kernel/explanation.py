@@ -11,8 +11,8 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .contraction import chosen_route, pieces
-from .costs import Cost, costs
+from .contraction import pieces
+from .costs import Cost, chosen_route, costs
 from .planning import Plan, planned, planned_side
 from .precision import full_rate
 from .problem import Problem, layer_of

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from ..errors import ConfigurationError
 from .accumulator import Combine
-from .contraction import NARROW, chosen_route
-from .costs import Extent
+from .contraction import NARROW
+from .costs import Extent, chosen_route
 from .factors import Form, call_forms, directions_together
 from .precision import full_rate
 from .problem import Problem
