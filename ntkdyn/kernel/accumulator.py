@@ -11,10 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .products import halves, symmetric_product, times_transposed
+
 Combine = Literal["trace", "each", "full"]
 # Rows of a panel: fewer waste less above the diagonal, more are multiplied faster.
 _LEAST_ROWS = 96
 _PANELS = 8
+# Rows of a square on the diagonal that is half a product.
+_SQUARE = 1024
 # Rows, and numbers, of the intermediate of one Hadamard product: 4 MiB in float32 stay in the cache, and where neither
 # side is long both factors do (a matrix of 102 x 10240 takes a third longer than one of 512 x 2048).
 _HEIGHT = 512
@@ -36,6 +40,7 @@ class Accumulator:
         self.target = target
         self.symmetric = symmetric
         self.samples = int(target.shape[1 if combine == "each" else 0])
+        self._samples_2 = int(target.shape[1 if combine == "trace" else 2])
         self._by_direction = by_direction and combine == "full"
         self._matrix = target
         self._scratch = target.new_empty(0)
@@ -45,42 +50,63 @@ class Accumulator:
             spacing = (target.stride(1), 1)
             self._matrix = target.as_strided((size * count, size_2 * count), spacing, target.storage_offset())
 
-    def _product(self, first: Tensor, second: Tensor) -> Tensor:
-        """first @ secondᵀ in memory that the next product takes again: fresh pages cost as much as the product."""
+    def _product(self, first: Tensor, second: Tensor, *, half: bool = False) -> Tensor:
+        """first @ secondᵀ in memory that the next product takes again: fresh pages cost as much as the product.
+
+        Args:
+            half: second is first, and nothing below the diagonal is wanted.
+        """
         wanted = len(first) * len(second)
         if self._scratch.numel() < wanted:
             self._scratch = first.new_empty(wanted)
-        return torch.mm(first, second.T, out=self._scratch[:wanted].view(len(first), len(second)))
+        out = self._scratch[:wanted].view(len(first), len(second))
+        return symmetric_product(first.contiguous(), out) if half else times_transposed(first, second, out)
 
-    def panels(self) -> Iterator[slice]:
-        """Ranges of samples of the first side; columns before the first of a symmetric panel are not needed."""
-        if not self.symmetric or self._by_direction:
-            yield slice(0, self.samples)
-            return
+    def _add_product(self, target: Tensor, first: Tensor, second: Tensor, *, half: bool) -> None:
+        if not half:
+            target.addmm_(first, second.T)
+        elif target.is_contiguous():
+            symmetric_product(first.contiguous(), target, add=True)
+        else:
+            target += self._product(first, second, half=True)
+
+    def _cells(self, repeats: int = 1) -> Iterator[tuple[slice, slice, bool]]:
+        """Ranges of samples of both sides that together cover what is needed of the tile, ``repeats`` rows a sample.
+
+        Where the third is True both ranges are the same, and what lies below the diagonal is not needed.
+        """
+        if not self.symmetric:
+            yield slice(0, self.samples), slice(0, self._samples_2), False
+        elif halves(self.target):
+            for panel in _ranges(self.samples, max(1, _SQUARE // repeats)):
+                yield panel, panel, True
+                if panel.stop < self.samples:
+                    yield panel, slice(panel.stop, self.samples), False
+        else:
+            for panel in self._panels():
+                yield panel, slice(panel.start, self.samples), False
+
+    def _panels(self) -> Iterator[slice]:
         repeats = int(self.target.shape[1]) if self.combine == "full" else 1
         height = max(-(-self.samples // _PANELS), min(-(-_LEAST_ROWS // repeats), -(-self.samples // 2)))
-        for start in range(0, self.samples, height):
-            yield slice(start, min(start + height, self.samples))
-
-    def _columns(self, panel: slice) -> int:
-        return panel.start if self.symmetric else 0
+        return _ranges(self.samples, height)
 
     def add_rows(self, first: Tensor, second: Tensor) -> None:
         """Add Σ_p J₁[n, k, p] J₂[m, l, p] from [N1, K, P] and [N2, K, P]."""
         if self._by_direction:
             self._add_by_direction(first, second, None)
             return
-        for panel in self.panels():
-            start = self._columns(panel)
+        count = first.shape[1]
+        for rows, others, half in self._cells(count if self.combine == "full" else 1):
             if self.combine == "trace":
-                self.target[panel, start:].addmm_(first[panel].flatten(1), second[start:].flatten(1).T)
+                target = self.target[rows, others]
+                self._add_product(target, first[rows].flatten(1), second[others].flatten(1), half=half)
             elif self.combine == "each":
                 for k, target in enumerate(self.target):
-                    target[panel, start:].addmm_(first[panel, k], second[start:, k].T)
+                    self._add_product(target[rows, others], first[rows, k], second[others, k], half=half)
             else:
-                count = first.shape[1]
-                rows = self._matrix[panel.start * count : panel.stop * count, start * count :]
-                rows.addmm_(first[panel].flatten(0, 1), second[start:].flatten(0, 1).T)
+                part = self._matrix[rows.start * count : rows.stop * count, others.start * count : others.stop * count]
+                self._add_product(part, first[rows].flatten(0, 1), second[others].flatten(0, 1), half=half)
 
     def add_identity(self, features: Tensor, channels: int) -> None:
         """Add F[n, t, m, t'] to outputs (t, c) and (t', c) for each of C channels: the last layer, without backward."""
@@ -98,34 +124,39 @@ class Accumulator:
         if self._by_direction:
             self._add_by_direction(first, second, features)
             return
-        count = first.shape[1]
-        for panel in self.panels():
-            columns = slice(self._columns(panel), len(second))
-            if self.combine == "trace":
-                for rows, others in _blocks(panel, columns):
-                    product = self._product(first[rows].flatten(1), second[others].flatten(1))
-                    self.target[rows, others].addcmul_(product, features[rows, others])
-            elif self.combine == "each":
-                for rows, others in _blocks(panel, columns):
-                    for k, target in enumerate(self.target):
-                        product = self._product(first[rows, k], second[others, k])
-                        target[rows, others].addcmul_(product, features[rows, others])
-            else:
-                for rows, others in _blocks(panel, columns, count):
-                    product = self._product(first[rows].flatten(0, 1), second[others].flatten(0, 1))
+        full, trace = self.combine == "full", self.combine == "trace"
+        count = first.shape[1] if full else 1
+        for panel, columns, half in self._cells(count):
+            for rows, others in [(panel, columns)] if half else _blocks(panel, columns, count):
+                part = features[rows, others]
+                if trace:
+                    product = self._product(first[rows].flatten(1), second[others].flatten(1), half=half)
+                    self.target[rows, others].addcmul_(product, part)
+                elif full:
+                    product = self._product(first[rows].flatten(0, 1), second[others].flatten(0, 1), half=half)
                     product = product.view(-1, count, others.stop - others.start, count)
-                    self.target[rows, :, others].addcmul_(product, features[rows, None, others, None])
+                    self.target[rows, :, others].addcmul_(product, part[:, None, :, None])
+                else:
+                    for k, target in enumerate(self.target):
+                        product = self._product(first[rows, k], second[others, k], half=half)
+                        target[rows, others].addcmul_(product, part)
 
     def _add_by_direction(self, first: Tensor, second: Tensor, features: Tensor | None) -> None:
         # Here pairs of directions lie outside, and symmetry halves these pairs, not those of samples.
         first, second = first.transpose(0, 1).contiguous(), second.transpose(0, 1).contiguous()
         count, size, width = second.shape
         target = self.target.permute(1, 0, 3, 2)  # [K, N1, K, N2]
+        if self.symmetric:
+            for own, rows in zip(self._own_directions(), first, strict=True):
+                if features is None:
+                    own.add_rows(rows.unsqueeze(1), rows.unsqueeze(1))
+                else:
+                    own.add_hadamard(rows.unsqueeze(1), rows.unsqueeze(1), features)
         for rows, others in _blocks(slice(0, self.samples), slice(0, size)):
             height, length = rows.stop - rows.start, others.stop - others.start
             together = max(1, _BLOCK // (height * length))
             for k in range(count):
-                for start in range(k if self.symmetric else 0, count, together):
+                for start in range(k + 1 if self.symmetric else 0, count, together):
                     directions = slice(start, min(start + together, count))
                     product = self._product(first[k, rows], second[directions, others].reshape(-1, width))
                     product = product.view(height, -1, length)
@@ -133,6 +164,11 @@ class Accumulator:
                         target[k, rows, directions, others] += product
                     else:
                         target[k, rows, directions, others].addcmul_(product, features[rows, None, others])
+
+    def _own_directions(self) -> Iterator[Accumulator]:
+        """Of each direction with itself, the only pairs that are symmetric in the samples."""
+        for k in range(self.target.shape[1]):
+            yield Accumulator("trace", self.target[:, k, :, k], symmetric=True)
 
     def add_shared_hadamard(self, directions: Tensor, gradient: Tensor, features: Tensor) -> None:
         """Add F[n, m] Σ_c u[k, c] u[l, c] g[n, c] g[m, c] to a symmetric target by direction.
@@ -155,40 +191,39 @@ class Accumulator:
         """Add Σ_c u₁[k, c] u₂[l, c] (r₁[n, c] · r₂[m, c]) to "full" from r [N1, d, p], [N2, d, p] and u [K, d]."""
         count = len(directions)
         weights = (directions.unsqueeze(1) * directions_2).flatten(0, 1)
-        for panel in self.panels():
-            start = self._columns(panel)
-            for rows in _parts(panel, (len(second) - start) * first.shape[1]):
-                grams = torch.bmm(first[rows].transpose(0, 1), second[start:].permute(1, 2, 0))
+        for panel, others, _ in self._cells():
+            for rows in _parts(panel, (others.stop - others.start) * first.shape[1]):
+                grams = torch.bmm(first[rows].transpose(0, 1), second[others].permute(1, 2, 0))
                 sums = self._product(weights, grams.flatten(1).T).view(count, count, *grams.shape[1:])
-                self.target[rows, :, start:] += sums.permute(2, 0, 3, 1)
+                self.target[rows, :, others] += sums.permute(2, 0, 3, 1)
 
-    def add_positions(self, first: Tensor, second: Tensor, features: Callable[[slice, int], Tensor]) -> None:
+    def add_positions(self, first: Tensor, second: Tensor, features: Callable[[slice, slice], Tensor]) -> None:
         """Add Σ_st F[n, s, m, t] (g₁[n, k, s] · g₂[m, l, t]) from [N1, K, S, d] and [N2, K, T, d].
 
-        ``features(rows, start)`` gives F for a range of samples of the first side and those from start of the second.
+        ``features(rows, others)`` gives F for ranges of samples of both sides.
         """
         count, length, length_2 = first.shape[1], first.shape[2], second.shape[2]
         trace, full = self.combine == "trace", self.combine == "full"
         # Directions are summed within one product, or lie beside the positions.
         left = (first.transpose(1, 2).flatten(2) if trace else first).contiguous()
         left_2 = (second.transpose(1, 2).flatten(2) if trace else second).contiguous()
-        for panel in self.panels():
-            start = self._columns(panel)
-            wide = (len(second) - start) * length * length_2 * (count**2 if full else 1)
-            for rows in _parts(panel, wide, least=1):
-                kernel = features(rows, start)
-                if trace:
-                    product = self._product(left[rows].flatten(0, 1), left_2[start:].flatten(0, 1))
-                    product.view(kernel.shape).mul_(kernel)
-                    self.target[rows, start:] += product.view(kernel.shape).sum((1, 3))
-                elif full:
-                    product = self._product(left[rows].flatten(0, 2), left_2[start:].flatten(0, 2))
-                    pairs = product.view(-1, count, length, len(second) - start, count, length_2)
-                    self.target[rows, :, start:] += pairs.mul_(kernel[:, None, :, :, None]).sum((2, 5))
-                else:
-                    for k, target in enumerate(self.target):
-                        product = self._product(left[rows, k].flatten(0, 1), left_2[start:, k].flatten(0, 1))
-                        target[rows, start:] += product.view(kernel.shape).mul_(kernel).sum((1, 3))
+        repeats = length * count if full else length
+        for panel, others, half in self._cells(repeats):
+            size = others.stop - others.start
+            for rows in [panel] if half else _parts(panel, size * repeats * repeats, least=1):
+                kernel = features(rows, others)
+                for k, target in enumerate(self.target) if self.combine == "each" else [(slice(None), self.target)]:
+                    one, other = left[rows], left_2[others]
+                    if self.combine == "each":
+                        one, other = one[:, k], other[:, k]
+                    product = self._product(one.flatten(0, -2), other.flatten(0, -2), half=half)
+                    if half:
+                        _mirror_within_samples(product, repeats)
+                    if full:
+                        pairs = product.view(-1, count, length, size, count, length_2)
+                        target[rows, :, others] += pairs.mul_(kernel[:, None, :, :, None]).sum((2, 5))
+                    else:
+                        target[rows, others] += product.view(kernel.shape).mul_(kernel).sum((1, 3))
 
     def add_at(self, samples: Tensor, samples_2: Tensor, first: Tensor, second: Tensor) -> None:
         """Add g₁[i, k] · g₂[i, l] from [I, K, d] at the pairs of samples of each i."""
@@ -206,6 +241,8 @@ class Accumulator:
         if not self.symmetric:
             return
         if self._by_direction:
+            for own in self._own_directions():
+                own.finish()
             target = self.target.permute(1, 3, 0, 2)  # [K, K, N1, N2]
             for k in range(target.shape[0]):
                 for other in range(k):
@@ -214,13 +251,32 @@ class Accumulator:
                         transposed = target[other, k, rows].contiguous().T.contiguous()
                         target[k, other, :, rows] = transposed
             return
-        for panel in self.panels():
-            if self.combine == "trace":
-                self.target[panel.stop :, panel] = self.target[panel, panel.stop :].T
-            elif self.combine == "each":
-                self.target[:, panel.stop :, panel] = self.target[:, panel, panel.stop :].mT
+        for panel in self._panels():
+            if self.combine == "full":
+                count = int(self.target.shape[1])
+                _mirror(self._matrix, slice(panel.start * count, panel.stop * count))
             else:
-                self.target[panel.stop :, :, panel] = self.target[panel, :, panel.stop :].permute(2, 3, 0, 1)
+                for target in self.target if self.combine == "each" else [self.target]:
+                    _mirror(target, panel)
+
+
+def _mirror(matrix: Tensor, panel: slice) -> None:
+    """Fill below the diagonal what the panel above it gives."""
+    square = matrix[panel, panel]
+    square.copy_(square.triu() + square.triu(1).T)
+    matrix[panel.stop :, panel] = matrix[panel, panel.stop :].T
+
+
+def _mirror_within_samples(matrix: Tensor, repeats: int) -> None:
+    """Fill below the diagonal, in a matrix with ``repeats`` rows a sample, what a sample has with itself."""
+    size = len(matrix) // repeats
+    own = matrix.view(size, repeats, size, repeats).diagonal(dim1=0, dim2=2).movedim(2, 0)
+    own.copy_(own.triu() + own.triu(1).mT)
+
+
+def _ranges(size: int, length: int) -> Iterator[slice]:
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
 
 
 def _blocks(panel: slice, columns: slice, count: int = 1) -> Iterator[tuple[slice, slice]]:

@@ -149,7 +149,7 @@ class Contraction:
             _add_gram(target, factors, factors_2, number, extra)
         else:
             # This route has one position and the same samples on both sides: see its cost.
-            features = _scaled(factors, factors, slice(0, self._first.size), 0, number, extra)[:, 0, :, 0]
+            features = _scaled(factors, factors, slice(None), slice(None), number, extra)[:, 0, :, 0]
             target.add_shared_hadamard(first.directions, first.gradient[:, 0], features)
 
     def _whole_rows(self, name: str, scale: Scale) -> tuple[Tensor, Tensor]:
@@ -221,19 +221,23 @@ def _factors(parts: Sequence[Piece], side: Side) -> Factors:
 def _add_gram(target: Accumulator, first: Factors, second: Factors, scale: float, extra: float) -> None:
     """Add Σ_st (s a_s·b_t + extra)(g_s · h_t): inner products over positions, never a row of the Jacobian."""
     if first.left.shape[2] == second.left.shape[2] == 1:
-        features = _scaled(first, second, slice(0, len(first.left)), 0, scale, extra)
-        target.add_hadamard(first.left[:, :, 0], second.left[:, :, 0], features[:, 0, :, 0])
+        whole = _scaled(first, second, slice(None), slice(None), scale, extra)
+        target.add_hadamard(first.left[:, :, 0], second.left[:, :, 0], whole[:, 0, :, 0])
         return
-    target.add_positions(first.left, second.left, lambda rows, start: _scaled(first, second, rows, start, scale, extra))
+
+    def features(rows: slice, others: slice) -> Tensor:
+        return _scaled(first, second, rows, others, scale, extra)
+
+    target.add_positions(first.left, second.left, features)
 
 
-# F [n, s, m, t] of some samples of the first side, and of those from start of the second.
-def _scaled(first: Factors, second: Factors, rows: slice, start: int, scale: float, extra: float) -> Tensor:
+# F [n, s, m, t] of ranges of samples of both sides.
+def _scaled(first: Factors, second: Factors, rows: slice, others: slice, scale: float, extra: float) -> Tensor:
     right = None if first.right is None else first.right[rows]
-    right_2 = None if second.right is None else second.right[start:]
+    right_2 = None if second.right is None else second.right[others]
     if right is None or right_2 is None:
-        shape = (first.left[rows].shape[0], first.left.shape[2], len(second.left) - start, second.left.shape[2])
-        return first.left.new_full(shape, scale + extra)
+        left, left_2 = first.left[rows], second.left[others]
+        return left.new_full((len(left), left.shape[2], len(left_2), left_2.shape[2]), scale + extra)
     if first.classes:
         features = (right[:, :, None, None] == right_2).to(first.left.dtype)
     else:

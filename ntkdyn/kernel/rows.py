@@ -36,7 +36,7 @@ class Source(Protocol):
 # Numbers in one intermediate: 4 MiB in float32 stay in the cache.
 _BLOCK = 2**20
 # Numbers of the rows of one part; memory that is used again and again stays mapped and in the cache.
-_PART = 2**22
+_PART = 2**23
 # Numbers of right factors (windows of convolutions) that are kept from one part to the next.
 _KEPT = 2**23
 

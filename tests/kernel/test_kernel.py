@@ -100,6 +100,7 @@ def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "accumulator._LEAST_ROWS": 1,
         "accumulator._PANELS": 3,
+        "accumulator._SQUARE": 4,
         "accumulator._HEIGHT": 2,
         "accumulator._BLOCK": 2**3,
         "rows._BLOCK": 2**4,
@@ -119,9 +120,11 @@ def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_small_pieces")
-@pytest.mark.parametrize("symmetric", [True, False], ids=["x1", "x1-x2"])
+@pytest.mark.parametrize(("symmetric", "half"), [(True, True), (True, False), (False, False)],
+                         ids=["x1-halves", "x1-panels", "x1-x2"])  # fmt: skip
 @pytest.mark.parametrize("name", ZOO)
-def test_pieces_add_up_to_the_same(name: str, symmetric: bool) -> None:
+def test_pieces_add_up_to_the_same(name: str, symmetric: bool, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ntkdyn.kernel.accumulator.halves", lambda _: half)
     problem = ZOO[name]()
     further = {"forward": problem.forward, "parameters": problem.parameters, "dtype": torch.float64}
     inputs = (problem.x1,) if symmetric else (problem.x1, problem.x2)

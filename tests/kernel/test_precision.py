@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from ntkdyn import empirical_ntk
-from ntkdyn.kernel import precision
+from ntkdyn.kernel import precision, products
 from ntkdyn.kernel.precision import exact_products, fast_path, full_rate
 
 BACKENDS: Any = torch.backends
@@ -96,6 +97,48 @@ def test_rounding_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     product = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: product(a.bfloat16(), b.bfloat16()).float())
     assert not precision._is_exact()
+
+
+def test_openblas_is_used_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_maker", lambda: "AuthenticAMD")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert precision.openblas.__wrapped__() is None
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    found = precision.openblas.__wrapped__()
+    assert found is None or all(one.internal_api == "openblas" for one in found.lib_controllers)
+    monkeypatch.setattr(precision, "_maker", lambda: "GenuineIntel")
+    assert precision.openblas.__wrapped__() is None
+
+
+@pytest.mark.skipif(
+    not ThreadpoolController().select(internal_api="openblas").lib_controllers, reason="NumPy is without OpenBLAS"
+)
+def test_openblas_has_the_thread_of_torch_and_its_own_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = ThreadpoolController().select(internal_api="openblas")
+    monkeypatch.setattr(precision, "openblas", lambda: libraries)
+
+    def threads() -> set[int]:
+        return {one.num_threads for one in libraries.lib_controllers}
+
+    with libraries.limit(limits=2):
+        with full_rate():
+            assert threads() == {1}
+        assert threads() == {2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("half", [True, False])
+def test_products_by_either_library(half: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "halves", lambda _: half)
+    torch.manual_seed(0)
+    first, second = torch.randn(7, 33, dtype=dtype), torch.randn(40, 5, dtype=dtype).T[:, :33]
+    found = products.times_transposed(first, second, torch.empty(7, 5, dtype=dtype))
+    tolerance = 40 * torch.finfo(dtype).eps
+    assert (found - first @ second.T).abs().max() < tolerance
+    target = torch.randn(7, 7, dtype=dtype)
+    expected = (target + first @ first.T).triu()
+    assert (products.symmetric_product(first, target, add=True).triu() - expected).abs().max() < tolerance
+    assert (products.symmetric_product(first, target).triu() - (first @ first.T).triu()).abs().max() < tolerance
 
 
 def test_kernel_is_exact_whatever_the_caller_allows(oracles: Any) -> None:
