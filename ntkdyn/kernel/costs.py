@@ -15,6 +15,9 @@ Route = Literal["rows", "gram", "pairs", "shared rows", "shared gram"]
 # Operations in the time that one byte takes to or from memory; between processors of today it hardly differs.
 _OPERATIONS_PER_BYTE = 8.0
 
+# Passes over the gradients in the time that it takes to see whether all directions share them.
+_LOOKS = 20.0
+
 # Samples from which half a product for each pair of directions takes less time than a whole one for many at once.
 _MANY = 512
 
@@ -54,7 +57,7 @@ def costs(form: Form, extent: Extent, *, shared: bool = False) -> dict[Route, Co
     size, size_2 = extent.sizes
     count = extent.count
     pairs = count**2 if extent.combine == "full" else count
-    half = 0.55 if extent.symmetric else 1.0
+    half = 0.5 if extent.symmetric else 1.0
     sides = size if extent.symmetric else size + size_2
     width, itemsize = form.numbers, extent.itemsize
     result = half * size * size_2 * (pairs if extent.combine != "trace" else 1)
@@ -83,18 +86,22 @@ def _shared_costs(form: Form, extent: Extent, squares: float, features: float) -
     size, size_2 = extent.sizes
     itemsize = extent.itemsize
     sides = size if extent.symmetric else size + size_2
-    area = (0.55 if extent.symmetric else 1.0) * size * size_2
+    area = (0.5 if extent.symmetric else 1.0) * size * size_2
     sums = area * extent.count**2 if extent.combine == "full" else 0.0
+    looking = _LOOKS * itemsize * float(sides * extent.count * form.positions * form.d_out)
     found: dict[Route, Cost] = {}
     if form.positions > 1:
         rows = Cost(2.0 * (sides * form.products + area * form.numbers), 3.0 * itemsize * sides * form.numbers)
         mixing = Cost(2.0 * sums * form.d_out, 2.0 * itemsize * (area * form.d_out + sums) if sums else 0.0)
-        found["shared rows"] = Cost(rows.flops + mixing.flops, rows.bytes + mixing.bytes)
+        found["shared rows"] = Cost(rows.flops + mixing.flops, rows.bytes + mixing.bytes + looking)
     if extent.combine == "trace":
-        found["shared gram"] = Cost(2.0 * squares * (features + form.d_out), 2.0 * itemsize * (squares + area))
+        found["shared gram"] = Cost(
+            2.0 * squares * (features + form.d_out), 2.0 * itemsize * (squares + area) + looking
+        )
     elif extent.by_direction and extent.symmetric and form.positions == 1 and size >= _MANY:
         # Pairs of directions and pairs of samples are symmetric each on their own.
-        found["shared gram"] = Cost(2.0 * (squares * features + 0.55 * sums * form.d_out), 4.0 * itemsize * sums)
+        products = 2.0 * (squares * features + 0.5 * sums * form.d_out)
+        found["shared gram"] = Cost(products, 4.0 * itemsize * sums + looking)
     return found
 
 

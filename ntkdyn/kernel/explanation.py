@@ -15,8 +15,9 @@ from .contraction import pieces
 from .costs import Cost, chosen_route, costs
 from .planning import Plan, planned, planned_side
 from .precision import full_rate
-from .problem import Problem, layer_of
+from .problem import Problem, gradients, layer_of
 from .shared import shared_gradient
+from .tracing import run
 
 # Samples and output directions by which gradients are found to be shared.
 _FEW = 2
@@ -164,14 +165,19 @@ def _passes(problem: Problem, plan: Plan) -> Cost:
     """Operations of the passes through the network, counted on a few samples."""
     few = plan.trace.samples
     count = len(range(problem.sizes[plan.trace.side])[few])
-    with FlopCounterMode(display=False) as counter:
-        problem.run(plan.trace.side, samples=few)
-    forward = counter.get_total_flops() / count
+    with FlopCounterMode(display=False) as forward:
+        found = run(problem, plan.trace.side, few, plan.trace)
+    head = None if plan.head is None else plan.head.index
+    edges = [call.edge for index, (call, _) in enumerate(found.calls) if index != head]
+    target = plan.seeds.target(found)
+    with FlopCounterMode(display=False) as backward:
+        if edges:
+            gradients(target, edges, plan.seeds.cotangent(target, 0))
     samples = problem.sizes[0] + (0 if problem.inputs_2 is None else problem.sizes[1])
-    # A backward pass to the inputs of all layers costs as much as a forward pass.
-    flops = float(samples * forward * (1 + plan.seeds.count))
+    flops = forward.get_total_flops() + plan.seeds.count * backward.get_total_flops()
     held = sum(form.positions * form.d_out for forms in plan.forms.values() for form in forms if not form.bias)
-    return Cost(flops, 4.0 * problem.dtype.itemsize * samples * plan.seeds.count * held)
+    moved = 4.0 * problem.dtype.itemsize * samples * plan.seeds.count * held
+    return Cost(float(samples) * flops / count, moved)
 
 
 @cache

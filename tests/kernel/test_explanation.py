@@ -43,7 +43,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert routes["(passes)"] == "1 forward, 5 backward"
     assert routes["recurrent"] == "autograd"
     assert routes["table"] == "pairs"
-    assert routes["hidden"] == "shared gram"
+    assert routes["hidden"] == "gram"
     assert routes["head"] == "last layer"
     assert routes["unused"] == "none (zero)"
     assert routes["norm"] == "rows"
@@ -61,6 +61,14 @@ def test_operations_follow_the_sizes(capsys: pytest.CaptureFixture[str]) -> None
     assert gram[0].route == gram[1].route == "gram"
     assert gram[1].flops == pytest.approx(4 * gram[0].flops)
     assert "backward" in capsys.readouterr().out
+
+
+def test_passes_stop_at_the_first_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 10))
+    passes = explain_ntk(model, torch.randn(100, 20)).layers[0]
+    forward, backward = 20 * 30 + 30 * 40 + 40 * 10, 30 * 40 + 40 * 10
+    assert passes.flops == 2 * 100 * (forward + 10 * backward)
+    assert passes.route in capsys.readouterr().out
 
 
 def test_seeds_on_the_feature_side(capsys: pytest.CaptureFixture[str]) -> None:

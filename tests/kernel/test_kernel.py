@@ -108,6 +108,7 @@ def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         "rows._KEPT": 2**6,
         "contraction._BLOCK": 2**4,
         "contraction.NARROW": 2**3,
+        "costs._LOOKS": 0.0,
         "costs._MANY": 2,
         "shared._BLOCK": 2**4,
         "shared._FEW": 1,

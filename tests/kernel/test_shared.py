@@ -52,6 +52,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _looking_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is worth it for networks as small as these."""
+    monkeypatch.setattr("ntkdyn.kernel.costs._LOOKS", 0.0)
+
+
 @pytest.fixture
 def routes(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     """Parameters that were treated as shared, and how."""
