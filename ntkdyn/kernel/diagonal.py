@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .accumulator import Combine
 from .factors import Factors
-from .planning import Head, Plan, planned, planned_side, warn_of_unreached
+from .plan import Head, Plan
+from .planning import planned, planned_side, warn_of_unreached
 from .precision import full_rate
 from .problem import Problem
 from .rows import Scale, whole_rows

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .contraction import pieces
 from .costs import Cost, chosen_route, costs
-from .planning import Plan, planned, planned_side
+from .plan import Plan
+from .planning import planned, planned_side
 from .precision import full_rate
 from .problem import Problem, gradients, layer_of
 from .shared import shared_gradient

@@ -83,7 +83,7 @@ def test_tiles_groups_and_chunks_change_nothing(
         some = plan.seeds.count if plan.combine == "full" else chunk
         return replace(plan, tile=tile, chunk=some, groups=[names[start::groups] for start in range(groups)], strip=5)
 
-    monkeypatch.setattr(planning, "_within_budget", forced)
+    monkeypatch.setattr(planning, "within_budget", forced)
     monkeypatch.setattr(rows, "_BLOCK", 2**8)
     monkeypatch.setattr(rows, "_PART", 2**10)
     monkeypatch.setattr(rows, "_KEPT", 2**10)
