@@ -7,7 +7,9 @@ says so. Peers: ``pip install "ntkdyn[bench]"``, then tests/benchmarks/install_p
 
 CPU seconds are user and system time of the process during one call, median over rounds. Peak memory is the highest
 resident memory (VmHWM, set back before the call) of a call after the first one, less the resident memory after import,
-building the network and compiling. Errors are against the kernel in float64 by ntkdyn, which is itself compared with
+building the network and compiling. The rate of matrix products is measured in every round as well, in a process of its
+own for each library; the share of the peak is of the fastest of them in the same case, because the rate of a shared
+machine moves by half within minutes. Errors are against the kernel in float64 by ntkdyn, which is itself compared with
 rows of plain autograd.
 
 Run: python tests/benchmarks/kernel.py [--case NAME ...] [--tool NAME ...] [--scaling]
@@ -39,6 +41,7 @@ sys.path.insert(0, str(HERE))  # python -P leaves it out
 import kernel_networks  # noqa: E402
 import kernel_report  # noqa: E402
 from kernel_cases import CASES, GOALS, Case, mlp  # noqa: E402
+from peers.matrix_products import FLOPS  # noqa: E402
 
 # Tool -> (file in peers/, package that it needs)
 TOOLS: dict[str, tuple[str, str]] = {
@@ -172,6 +175,7 @@ class Run:
     def measure(self, case: Case, tools: Sequence[str], *, check: bool = True) -> dict[str, Any]:
         """All tools on one case, as the report holds it."""
         found = [Found(tool) for tool in tools]
+        products = [Found(tool) for tool in RATES] if check and not self.options.no_rates else []
         with tempfile.TemporaryDirectory() as text:
             folder = Path(text)
             kernel_networks.write(case, folder)
@@ -180,12 +184,15 @@ class Run:
                 reference = self.reference(case, folder) if check else None
                 for one in found:
                     self.warm_up(one, case, folder, processes, reference)
-                self.rounds(found, processes)
+                for one in products:
+                    self.warm_up_products(one, folder, processes)
+                self.rounds([*found, *products], processes)
             finally:
                 for process in processes.values():
                     process.end()
         held = {key: value for key, value in (reference or {}).items() if key != "file"}
-        return {"case": case.as_json(), "reference": held, "tools": [one.__dict__ for one in found]}
+        rates = {one.tool: FLOPS / statistics.median(one.cpu_s) / 1e9 for one in products if not one.failed}
+        return {"case": case.as_json(), "reference": held, "rates": rates, "tools": [one.__dict__ for one in found]}
 
     def reference(self, case: Case, folder: Path) -> dict[str, Any] | None:
         """The kernel in float64: file, its difference from plain autograd, samples at a kink; None if it failed."""
@@ -237,6 +244,17 @@ class Run:
             process.end()
         print(f"  {one.tool}: {one.failed or 'ready'}", file=sys.stderr)
 
+    def warm_up_products(self, one: Found, folder: Path, processes: dict[str, Process]) -> None:
+        """Load and multiply once."""
+        process = self.start(one.tool, "matrix_products", CASES["tiny"], folder)
+        try:
+            process.ask("load")
+            process.ask("run")
+            processes[one.tool] = process
+        except Failed as failed:
+            one.failed = str(failed)
+            process.end()
+
     def rounds(self, found: Sequence[Found], processes: dict[str, Process]) -> None:
         """Every tool once in each round; slow ones leave when they have had their share of time."""
         for number in range(self.options.rounds):
@@ -254,25 +272,6 @@ class Run:
                     continue
                 one.cpu_s.append(answer["cpu_s"])
                 one.wall_s.append(answer["wall_s"])
-
-    def rates(self) -> dict[str, float]:
-        """GFLOP per CPU second in products of 2048 x 2048 matrices, best of the medians."""
-        from peers.matrix_products import FLOPS
-
-        rates: dict[str, float] = {}
-        with tempfile.TemporaryDirectory() as text:
-            for tool in RATES:
-                process = self.start(tool, "matrix_products", CASES["tiny"], Path(text))
-                try:
-                    process.ask("load")
-                    process.ask("run")
-                    times = [process.ask("run")["cpu_s"] for _ in range(7)]
-                    rates[tool] = FLOPS / statistics.median(times) / 1e9
-                except Failed as failed:
-                    print(f"  {tool}: {failed}", file=sys.stderr)
-                finally:
-                    process.end()
-        return rates
 
 
 def scaling(run: Run, tools: Sequence[str]) -> dict[str, Any]:
@@ -314,7 +313,7 @@ def main() -> None:
         "processor": kernel_report.processor(), "python": platform.python_version(), "threads": options.threads,
         "device": options.device, "rounds": options.rounds, "activation": options.activation,
         "command": " ".join(["kernel.py", *sys.argv[1:]]),
-        "limits": run.limits.__dict__, "rates": {} if options.no_rates else run.rates(), "cases": [],
+        "limits": run.limits.__dict__, "cases": [],
     }  # fmt: skip
     if options.scaling:
         report["scaling"] = scaling(run, options.tool or list(SCALED))

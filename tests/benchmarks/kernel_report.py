@@ -72,7 +72,6 @@ def fastest(tools: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def markdown(report: dict[str, Any]) -> str:
     """The table of goals, then every tool on every case."""
-    best = max(report["rates"].values(), default=float("nan"))
     versions: dict[str, str] = {}
     for case in report["cases"]:
         for tool in case["tools"]:
@@ -80,17 +79,23 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"{report['date']}, {report['processor']}, {report['threads']} thread(s), {report['device']}, float32, "
         f"{report['activation']} networks, 10 outputs; median CPU seconds of {report['rounds']} interleaved rounds "
-        f"(peak MB). {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}. Matrix products, "
-        f"GFLOP/s: {', '.join(f'{name} {rate:.0f}' for name, rate in report['rates'].items())}.",
+        f"(peak MB). {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}.",
         "",
-        "| case | ntkdyn | fastest peer | ratio | goal | memory | GFLOP | share of peak | error |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| case | ntkdyn | fastest peer | ratio | goal | memory | GFLOP | peak, GFLOP/s | share of it | goal | error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_goal_row(case, best) for case in report["cases"]]
+    lines += [_goal_row(case) for case in report["cases"]]
     names = [tool["tool"] for tool in report["cases"][0]["tools"]] if report["cases"] else []
     lines += ["", f"| case | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for case in report["cases"]:
         lines.append(f"| {case['case']['title']} | {' | '.join(_cell(tool) for tool in case['tools'])} |")
+    rates = list(dict.fromkeys(name for case in report["cases"] for name in case["rates"]))
+    if rates:
+        lines += ["", "Matrix products of 2048 x 2048, GFLOP/s in the same rounds:", ""]
+        lines += [f"| case | {' | '.join(rates)} |", "|---" * (len(rates) + 1) + "|"]
+        for case in report["cases"]:
+            cells = (f"{case['rates'][name]:.0f}" if name in case["rates"] else "-" for name in rates)
+            lines.append(f"| {case['case']['title']} | {' | '.join(cells)} |")
     lines += ["", "Errors against float64, Frobenius / largest entry:", ""]
     lines += [f"| case | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for case in report["cases"]:
@@ -104,10 +109,11 @@ def _error(tool: dict[str, Any]) -> str:
     return f"{tool['error_frobenius']:.0e} / {tool['error_maximum']:.0e}"
 
 
-def _goal_row(entry: dict[str, Any], best: float) -> str:
+def _goal_row(entry: dict[str, Any]) -> str:
     case, tools = entry["case"], entry["tools"]
     ours = next((tool for tool in tools if tool["tool"] == "ntkdyn"), None)
     peer = fastest(tools)
+    best = max(entry["rates"].values(), default=None)
     own = _cell(ours) if ours else "-"
     other = f"{peer['tool']} {_cell(peer)}" if peer else "-"
     ratio = memory = work = share = error = "-"
@@ -117,13 +123,16 @@ def _goal_row(entry: dict[str, Any], best: float) -> str:
             error = f"reference off by {entry['reference']['difference']:.0e}"
         if ours["flops"]:
             work = f"{ours['flops'] / 1e9:.1f}"
-            if np.isfinite(best):
+            if best is not None:
                 share = f"{ours['flops'] / 1e9 / _cpu(ours) / best:.0%}"
         if peer:
             ratio = f"{_cpu(peer) / _cpu(ours):.2f}x"
             memory = "less" if ours["peak_mb"] <= peer["peak_mb"] else "more"
     goal = f"{case['goal']:g}x" if case["goal"] else "-"
-    return f"| {case['title']} | {own} | {other} | {ratio} | {goal} | {memory} | {work} | {share} | {error} |"
+    wanted = f"{case['share']:.0%}" if case["share"] else "-"
+    peak = "-" if best is None else f"{best:.0f}"
+    cells = (case["title"], own, other, ratio, goal, memory, work, peak, share, wanted, error)
+    return f"| {' | '.join(cells)} |"
 
 
 def slope(values: Sequence[float], seconds: Sequence[float | None]) -> float | None:

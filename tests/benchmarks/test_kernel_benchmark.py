@@ -24,7 +24,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_benchmark_runs_on_its_smallest_case(tmp_path: Path) -> None:
     command = [sys.executable, "-P", str(HERE / "kernel.py"), "--case", "tiny", "--rounds", "1", "--out", str(tmp_path)]
-    command += ["--tool", "ntkdyn", "--tool", "torch.func Jacobian", "--tool", "torchntk", "--no-rates"]
+    command += ["--tool", "ntkdyn", "--tool", "torch.func Jacobian", "--tool", "torchntk"]
     subprocess.run(command, check=True, timeout=120, capture_output=True)
     case = json.loads((tmp_path / "kernel.json").read_text())["cases"][0]
     ours, peer, refused = case["tools"]
@@ -35,6 +35,7 @@ def test_the_benchmark_runs_on_its_smallest_case(tmp_path: Path) -> None:
         assert tool["error_maximum"] < 1e-5
         assert len(tool["cpu_s"]) == 1
     assert refused["failed"] in {"not installed", "NotImplementedError: one output only, no full kernel"}
+    assert case["rates"]["NumPy matmul"] > 0
     assert "| goal |" in (tmp_path / "kernel.md").read_text()
 
 
