@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .products import halves, symmetric_product, times_transposed
+from .products import by_openblas, symmetric_product, times_transposed
+from .ranges import ranges
 
 Combine = Literal["trace", "each", "full"]
 # Rows of a panel: fewer waste less above the diagonal, more are multiplied faster.
@@ -60,13 +61,13 @@ class Accumulator:
         if self._scratch.numel() < wanted:
             self._scratch = first.new_empty(wanted)
         out = self._scratch[:wanted].view(len(first), len(second))
-        return symmetric_product(first.contiguous(), out) if half else times_transposed(first, second, out)
+        return symmetric_product(first, out) if half else times_transposed(first, second, out)
 
     def _add_product(self, target: Tensor, first: Tensor, second: Tensor, *, half: bool) -> None:
         if not half:
             target.addmm_(first, second.T)
         elif target.is_contiguous():
-            symmetric_product(first.contiguous(), target, add=True)
+            symmetric_product(first, target, add=True)
         else:
             target += self._product(first, second, half=True)
 
@@ -75,21 +76,24 @@ class Accumulator:
 
         Where the third is True both ranges are the same, and what lies below the diagonal is not needed.
         """
-        if not self.symmetric:
-            yield slice(0, self.samples), slice(0, self._samples_2), False
-        elif halves(self.target):
-            for panel in _ranges(self.samples, max(1, _SQUARE // repeats)):
-                yield panel, panel, True
-                if panel.stop < self.samples:
-                    yield panel, slice(panel.stop, self.samples), False
-        else:
-            for panel in self._panels():
-                yield panel, slice(panel.start, self.samples), False
+        if not (self.symmetric and by_openblas(self.target)):
+            for panel, columns in self._panels():
+                yield panel, columns, False
+            return
+        for panel in ranges(slice(0, self.samples), max(1, _SQUARE // repeats)):
+            yield panel, panel, True
+            if panel.stop < self.samples:
+                yield panel, slice(panel.stop, self.samples), False
 
-    def _panels(self) -> Iterator[slice]:
+    def _panels(self) -> Iterator[tuple[slice, slice]]:
+        """The same cover by whole products: of a panel with itself and what is to the right of it."""
+        if not self.symmetric:
+            yield slice(0, self.samples), slice(0, self._samples_2)
+            return
         repeats = int(self.target.shape[1]) if self.combine == "full" else 1
         height = max(-(-self.samples // _PANELS), min(-(-_LEAST_ROWS // repeats), -(-self.samples // 2)))
-        return _ranges(self.samples, height)
+        for panel in ranges(slice(0, self.samples), height):
+            yield panel, slice(panel.start, self.samples)
 
     def add_rows(self, first: Tensor, second: Tensor) -> None:
         """Add Σ_p J₁[n, k, p] J₂[m, l, p] from [N1, K, P] and [N2, K, P]."""
@@ -144,7 +148,7 @@ class Accumulator:
     def _add_by_direction(self, first: Tensor, second: Tensor, features: Tensor | None) -> None:
         # Here pairs of directions lie outside, and symmetry halves these pairs, not those of samples.
         first, second = first.transpose(0, 1).contiguous(), second.transpose(0, 1).contiguous()
-        count, size, width = second.shape
+        count, size = second.shape[:2]
         target = self.target.permute(1, 0, 3, 2)  # [K, N1, K, N2]
         if self.symmetric:
             for own, rows in zip(self._own_directions(), first, strict=True):
@@ -156,9 +160,8 @@ class Accumulator:
             height, length = rows.stop - rows.start, others.stop - others.start
             together = max(1, _BLOCK // (height * length))
             for k in range(count):
-                for start in range(k + 1 if self.symmetric else 0, count, together):
-                    directions = slice(start, min(start + together, count))
-                    product = self._product(first[k, rows], second[directions, others].reshape(-1, width))
+                for directions in ranges(slice(k + 1 if self.symmetric else 0, count), together):
+                    product = self._product(first[k, rows], second[directions, others].flatten(0, 1))
                     product = product.view(height, -1, length)
                     if features is None:
                         target[k, rows, directions, others] += product
@@ -181,17 +184,16 @@ class Accumulator:
             for other in range(k, len(directions)):
                 weighted = gradient * (direction * directions[other])
                 block = target[k, :, other]
-                for start in range(0, self.samples, height):
-                    rows = slice(start, min(start + height, self.samples))
-                    product = self._product(weighted[rows], gradient[start:]).mul_(features[rows, start:])
-                    block[rows, start:] += product
-                    block[rows.stop :, rows] += product[:, rows.stop - start :].T
+                for rows in ranges(slice(0, self.samples), height):
+                    product = self._product(weighted[rows], gradient[rows.start :]).mul_(features[rows, rows.start :])
+                    block[rows, rows.start :] += product
+                    block[rows.stop :, rows] += product[:, rows.stop - rows.start :].T
 
     def add_channels(self, first: Tensor, second: Tensor, directions: Tensor, directions_2: Tensor) -> None:
         """Add Σ_c u₁[k, c] u₂[l, c] (r₁[n, c] · r₂[m, c]) to "full" from r [N1, d, p], [N2, d, p] and u [K, d]."""
         count = len(directions)
         weights = (directions.unsqueeze(1) * directions_2).flatten(0, 1)
-        for panel, others, _ in self._cells():
+        for panel, others in self._panels():
             for rows in _parts(panel, (others.stop - others.start) * first.shape[1]):
                 grams = torch.bmm(first[rows].transpose(0, 1), second[others].permute(1, 2, 0))
                 sums = self._product(weights, grams.flatten(1).T).view(count, count, *grams.shape[1:])
@@ -203,7 +205,7 @@ class Accumulator:
         ``features(rows, others)`` gives F for ranges of samples of both sides.
         """
         count, length, length_2 = first.shape[1], first.shape[2], second.shape[2]
-        trace, full = self.combine == "trace", self.combine == "full"
+        trace, each, full = (self.combine == name for name in ("trace", "each", "full"))
         # Directions are summed within one product, or lie beside the positions.
         left = (first.transpose(1, 2).flatten(2) if trace else first).contiguous()
         left_2 = (second.transpose(1, 2).flatten(2) if trace else second).contiguous()
@@ -212,10 +214,8 @@ class Accumulator:
             size = others.stop - others.start
             for rows in [panel] if half else _parts(panel, size * repeats * repeats, least=1):
                 kernel = features(rows, others)
-                for k, target in enumerate(self.target) if self.combine == "each" else [(slice(None), self.target)]:
-                    one, other = left[rows], left_2[others]
-                    if self.combine == "each":
-                        one, other = one[:, k], other[:, k]
+                for k, target in enumerate(self.target if each else [self.target]):
+                    one, other = (left[rows, k], left_2[others, k]) if each else (left[rows], left_2[others])
                     product = self._product(one.flatten(0, -2), other.flatten(0, -2), half=half)
                     if half:
                         _mirror_within_samples(product, repeats)
@@ -251,20 +251,16 @@ class Accumulator:
                         transposed = target[other, k, rows].contiguous().T.contiguous()
                         target[k, other, :, rows] = transposed
             return
-        for panel in self._panels():
-            if self.combine == "full":
-                count = int(self.target.shape[1])
-                _mirror(self._matrix, slice(panel.start * count, panel.stop * count))
-            else:
-                for target in self.target if self.combine == "each" else [self.target]:
-                    _mirror(target, panel)
+        for matrix in self.target if self.combine == "each" else [self._matrix]:
+            _mirror(matrix)
 
 
-def _mirror(matrix: Tensor, panel: slice) -> None:
-    """Fill below the diagonal what the panel above it gives."""
-    square = matrix[panel, panel]
-    square.copy_(square.triu() + square.triu(1).T)
-    matrix[panel.stop :, panel] = matrix[panel, panel.stop :].T
+def _mirror(matrix: Tensor) -> None:
+    """Fill below the diagonal what is above it."""
+    for rows in ranges(slice(0, len(matrix)), _HEIGHT):
+        square = matrix[rows, rows]
+        square.copy_(square.triu() + square.triu(1).T)
+        matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
 
 
 def _mirror_within_samples(matrix: Tensor, repeats: int) -> None:
@@ -274,22 +270,15 @@ def _mirror_within_samples(matrix: Tensor, repeats: int) -> None:
     own.copy_(own.triu() + own.triu(1).mT)
 
 
-def _ranges(size: int, length: int) -> Iterator[slice]:
-    for start in range(0, size, length):
-        yield slice(start, min(start + length, size))
-
-
 def _blocks(panel: slice, columns: slice, count: int = 1) -> Iterator[tuple[slice, slice]]:
     """Ranges of samples of both sides, ``count`` rows or columns each, whose product fits the cache."""
     height = min(max(1, _HEIGHT // count), panel.stop - panel.start)
     width = max(1, _BLOCK // (height * count**2))
-    for start in range(panel.start, panel.stop, height):
-        for other in range(columns.start, columns.stop, width):
-            yield slice(start, min(start + height, panel.stop)), slice(other, min(other + width, columns.stop))
+    for rows in ranges(panel, height):
+        for others in ranges(columns, width):
+            yield rows, others
 
 
 def _parts(panel: slice, width: int, least: int = 16) -> Iterator[slice]:
     """Ranges of a panel whose products with ``width`` numbers a row fit the cache."""
-    height = max(least, _BLOCK // max(1, width))
-    for start in range(panel.start, panel.stop, height):
-        yield slice(start, min(start + height, panel.stop))
+    return ranges(panel, max(least, _BLOCK // max(1, width)))

@@ -12,9 +12,10 @@ from torch import Tensor
 from .accumulator import Accumulator
 from .costs import Extent, Route, chosen_route
 from .factors import Factors, Form
+from .ranges import ranges
 from .rows import Piece, Scale, Source, Workspace, rows_in_parts, whole_rows
 from .shared import Shared, shared_gradient, summed
-from .sides import Side, ranges
+from .sides import Side
 
 # Numbers in one intermediate: 4 MiB in float32 stay in the cache.
 _BLOCK = 2**20

@@ -11,6 +11,7 @@ from .accumulator import Combine
 from .costs import Extent
 from .factors import Form
 from .problem import Problem
+from .ranges import ranges
 from .sides import Seeds
 from .tracing import Trace
 
@@ -67,7 +68,7 @@ class Plan:
 
     def tiles(self, size: int) -> list[slice]:
         """Ranges of samples."""
-        return [slice(start, min(start + self.tile, size)) for start in range(0, size, self.tile)]
+        return list(ranges(slice(0, size), self.tile))
 
     def extent(self, problem: Problem) -> Extent:
         """Sizes of a product of two whole tiles."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .factors import Factors, Form
-from .sides import Side, Use, ranges
+from .ranges import ranges
+from .sides import Side, Use
 
 Scale = float | Tensor
 Piece = tuple[Use, str]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .factors import Factors, Form
-from .sides import Use, ranges
+from .ranges import ranges
+from .sides import Use
 
 # Fewer directions are not worth the look.
 _LEAST_DIRECTIONS = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from .factors import Factors, Form, by_sample, call_forms, directions_together
 from .interception import Call, Interception
 from .problem import Problem, gradients
+from .ranges import ranges
 from .rules import Contribution, Site
 from .tracing import Placement, Run, Trace, run, suppress_failure
 
@@ -190,12 +191,6 @@ class Side:
     rest: dict[str, Tensor] = field(default_factory=dict)
     outputs: Tensor | None = None
     head_input: Tensor | None = None
-
-
-def ranges(samples: slice, length: int) -> Iterator[slice]:
-    """Consecutive ranges of at most ``length``."""
-    for start in range(samples.start, samples.stop, length):
-        yield slice(start, min(start + length, samples.stop))
 
 
 def strip_length(problem: Problem, calls: Sequence[tuple[Call, Placement]]) -> int:

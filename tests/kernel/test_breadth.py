@@ -203,6 +203,31 @@ def test_unreached_parameters_are_said_once() -> None:
     assert not empirical_ntk(model, torch.ones(4, 3), per="parameter", engine="reference")["unused.weight"].any()
 
 
+class Empty(nn.Module):
+    """A parameter without entries, which a layer that is switched off leaves behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(0))
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(x) + self.nothing.sum()
+        return outputs
+
+
+@pytest.mark.parametrize("reduce", ["trace", "mean", "each", "full"])
+@pytest.mark.parametrize("openblas", [True, False])
+def test_parameter_without_entries(openblas: bool, reduce: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ntkdyn.kernel.accumulator.by_openblas", lambda _: openblas)
+    x = torch.randn(5, 3)
+    found = empirical_ntk(Empty(), x, reduce=reduce, per="parameter")
+    expected = empirical_ntk(Empty().layer, x, reduce=reduce, per="parameter")
+    assert not found.pop("nothing").any()
+    for name, block in expected.items():
+        torch.testing.assert_close(found[f"layer.{name}"], block)
+
+
 def test_bias_that_is_named_before_its_weight(oracles: ModuleType) -> None:
     class Early(nn.Module):
         def __init__(self, shape: int) -> None:

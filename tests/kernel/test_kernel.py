@@ -125,7 +125,7 @@ def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
                          ids=["x1-halves", "x1-panels", "x1-x2"])  # fmt: skip
 @pytest.mark.parametrize("name", ZOO)
 def test_pieces_add_up_to_the_same(name: str, symmetric: bool, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ntkdyn.kernel.accumulator.halves", lambda _: half)
+    monkeypatch.setattr("ntkdyn.kernel.accumulator.by_openblas", lambda _: half)
     problem = ZOO[name]()
     further = {"forward": problem.forward, "parameters": problem.parameters, "dtype": torch.float64}
     inputs = (problem.x1,) if symmetric else (problem.x1, problem.x2)

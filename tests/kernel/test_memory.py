@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ntkdyn import empirical_ntk
 from ntkdyn.errors import ConfigurationError
 from ntkdyn.kernel import planning, rows
+from ntkdyn.kernel.accumulator import Accumulator
 
 MIB = 2**20
 
@@ -98,6 +100,29 @@ def test_tiles_groups_and_chunks_change_nothing(
     found = empirical_ntk(model, x1, x2, reduce=reduce, per="parameter", metric=metric)
     for name, block in expected.items():
         torch.testing.assert_close(found[name], block, rtol=1e-9, atol=1e-12 * block.abs().max().item())
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of entries of the largest tensor that was made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        made = function(*arguments, **(keywords or {}))
+        known = {each.untyped_storage().data_ptr() for each in arguments if isinstance(each, Tensor)}
+        if isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in known:
+            self.entries = max(self.entries, made.numel())
+        return made
+
+
+def test_mirroring_takes_little_memory_for_few_samples_with_many_outputs() -> None:
+    target = torch.randn(2, 800, 2, 800)
+    matrix = target.view(1600, 1600)
+    expected = matrix.triu() + matrix.triu(1).T
+    with Largest() as largest:
+        Accumulator("full", target, symmetric=True).finish()
+    assert torch.equal(matrix, expected)
+    assert 0 < largest.entries <= 512**2
 
 
 def test_too_little_memory_says_how_much_works() -> None:

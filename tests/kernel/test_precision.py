@@ -99,46 +99,91 @@ def test_rounding_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not precision._is_exact()
 
 
-def test_openblas_is_used_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_maker", lambda: "AuthenticAMD")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert precision.openblas.__wrapped__() is None
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    found = precision.openblas.__wrapped__()
-    assert found is None or all(one.internal_api == "openblas" for one in found.lib_controllers)
-    monkeypatch.setattr(precision, "_maker", lambda: "GenuineIntel")
-    assert precision.openblas.__wrapped__() is None
+OPENBLAS = ThreadpoolController().select(internal_api="openblas")
+with_openblas = pytest.mark.skipif(not OPENBLAS.lib_controllers, reason="NumPy is without OpenBLAS")
 
 
-@pytest.mark.skipif(
-    not ThreadpoolController().select(internal_api="openblas").lib_controllers, reason="NumPy is without OpenBLAS"
+@pytest.mark.parametrize(
+    ("capability", "maker", "used"),
+    [
+        ("AVX2", "AuthenticAMD", bool(OPENBLAS.lib_controllers)),
+        ("AVX512", "AuthenticAMD", False),
+        ("DEFAULT", "", False),
+        ("AVX2", "GenuineIntel", False),
+    ],
 )
-def test_openblas_has_the_thread_of_torch_and_its_own_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    libraries = ThreadpoolController().select(internal_api="openblas")
-    monkeypatch.setattr(precision, "openblas", lambda: libraries)
+def test_openblas_is_used_where_it_is_faster(
+    capability: str, maker: str, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(precision, "_maker", lambda: maker)
+    assert (precision.openblas.__wrapped__() is not None) == used
+
+
+def test_openblas_multiplies_on_one_thread_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.ones(2)
+    for found in (None, OPENBLAS):
+        monkeypatch.setattr(products, "openblas", lambda found=found: found)
+        for threads in (1, 2):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            assert products.by_openblas(tensor) == (found is not None and threads == 1)
+            assert not products.by_openblas(tensor.to("meta"))
+
+
+@with_openblas
+@pytest.mark.parametrize(("torch_threads", "within"), [(1, 1), (2, 2)])
+def test_openblas_has_the_thread_of_torch_and_its_own_again(
+    torch_threads: int, within: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "openblas", lambda: OPENBLAS)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: torch_threads)
 
     def threads() -> set[int]:
-        return {one.num_threads for one in libraries.lib_controllers}
+        return {one.num_threads for one in OPENBLAS.lib_controllers}
 
-    with libraries.limit(limits=2):
+    with OPENBLAS.limit(limits=2):
         with full_rate():
-            assert threads() == {1}
+            assert threads() == {within}
         assert threads() == {2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("half", [True, False])
-def test_products_by_either_library(half: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "halves", lambda _: half)
+@pytest.mark.parametrize("numpy", [True, False])
+def test_products_by_either_library(numpy: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "by_openblas", lambda _: numpy)
     torch.manual_seed(0)
-    first, second = torch.randn(7, 33, dtype=dtype), torch.randn(40, 5, dtype=dtype).T[:, :33]
-    found = products.times_transposed(first, second, torch.empty(7, 5, dtype=dtype))
-    tolerance = 40 * torch.finfo(dtype).eps
-    assert (found - first @ second.T).abs().max() < tolerance
-    target = torch.randn(7, 7, dtype=dtype)
-    expected = (target + first @ first.T).triu()
-    assert (products.symmetric_product(first, target, add=True).triu() - expected).abs().max() < tolerance
-    assert (products.symmetric_product(first, target).triu() - (first @ first.T).triu()).abs().max() < tolerance
+    first = torch.randn(7, 33, dtype=dtype)
+    layouts = {
+        "as it is": torch.randn(5, 33, dtype=dtype),
+        "transposed": torch.randn(40, 5, dtype=dtype).T[:, :33],
+        "expanded": torch.randn(1, 33, dtype=dtype).expand(5, 33),
+        "windows": torch.randn(80, dtype=dtype).unfold(0, 33, 8)[:5],
+        "every third": torch.randn(5, 99, dtype=dtype)[:, ::3],
+        "one row": torch.randn(1, 33, dtype=dtype),
+    }
+    for layout, second in layouts.items():
+        found = products.times_transposed(first, second, torch.full((7, len(second)), torch.nan, dtype=dtype))
+        assert (found - first @ second.T).abs().max() < 40 * torch.finfo(dtype).eps, layout
+    nothing = first[:, :0]
+    assert not products.times_transposed(nothing, nothing, torch.full((7, 7), torch.nan, dtype=dtype)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2, 7, 130])
+@pytest.mark.parametrize("columns", [0, 1, 33])
+def test_half_a_symmetric_product(columns: int, size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for rows in (torch.randn(size, columns, dtype=dtype), torch.randn(columns, size, dtype=dtype).T,
+                 torch.randn(size, 2 * columns, dtype=dtype)[:, ::2]):  # fmt: skip
+        exact, before = (rows @ rows.T).triu(), torch.randn(size, size, dtype=dtype)
+        # What summation in any order may differ by.
+        bound = 2 * (columns + 2) * torch.finfo(dtype).eps * (rows.abs() @ rows.abs().T + before.abs())
+        added = before.clone()
+        assert products.symmetric_product(rows, added, add=True) is added
+        assert ((added.triu() - (before.triu() + exact)).abs() <= bound).all()
+        written = torch.full_like(before, torch.nan)
+        assert products.symmetric_product(rows, written) is written
+        assert ((written.triu() - exact).abs() <= bound).all()
 
 
 def test_kernel_is_exact_whatever_the_caller_allows(oracles: Any) -> None:
