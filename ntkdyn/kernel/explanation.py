@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.utils.flop_counter import FlopCounterMode
 
 from .contraction import pieces
@@ -93,7 +95,7 @@ def _numbers(flops: float, moved: float, seconds: float) -> tuple[str, str, str]
 def explained(problem: Problem) -> Explanation:
     """Plan the kernel, and say what each step costs; nothing but a few samples is run."""
     plan = planned(problem)
-    shared = _shared_names(problem, plan)
+    shared, passes = _shared_names(problem, plan), _passes(problem, plan)
     gflops, gbytes = _rates(str(plan.outputs.device), problem.dtype)
 
     def row(layer: str, names: tuple[str, ...], route: str, cost: Cost) -> ExplainedLayer:
@@ -102,13 +104,14 @@ def explained(problem: Problem) -> Explanation:
 
     by_layer: dict[tuple[str, str], tuple[list[str], Cost]] = {}
     for name in problem.parameters:
-        route, cost = _of_parameter(problem, plan, shared, name)
+        route, cost = _of_parameter(problem, plan, shared, passes, name)
         names, known = by_layer.setdefault((layer_of(name), route), ([], Cost(0.0, 0.0)))
         names.append(name.rpartition(".")[2])
         by_layer[layer_of(name), route] = names, Cost(known.flops + cost.flops, known.bytes + cost.bytes)
     found = [row(layer, tuple(names), route, cost) for (layer, route), (names, cost) in by_layer.items()]
-    passes = row("(passes)", (), f"1 forward, {plan.seeds.count} backward", _passes(problem, plan))
-    return Explanation((passes, *found), plan.tile, len(plan.groups), plan.chunk, gflops, gbytes)
+    cost = Cost(passes.forward + passes.backward, passes.bytes)
+    first = row("(passes)", (), f"1 forward, {passes.count} backward", cost)
+    return Explanation((first, *found), plan.tile, len(plan.groups), plan.chunk, gflops, gbytes)
 
 
 def _shared_names(problem: Problem, plan: Plan) -> frozenset[str]:
@@ -126,7 +129,18 @@ def _shared_names(problem: Problem, plan: Plan) -> frozenset[str]:
     )
 
 
-def _of_parameter(problem: Problem, plan: Plan, shared: frozenset[str], name: str) -> tuple[str, Cost]:
+@dataclass(frozen=True)
+class _Passes:
+    """Number of backward passes to layers; operations of the forward pass, of these, and of those by plain autograd."""
+
+    count: int
+    forward: float
+    backward: float
+    autograd: float
+    bytes: float
+
+
+def _of_parameter(problem: Problem, plan: Plan, shared: frozenset[str], passes: _Passes, name: str) -> tuple[str, Cost]:
     extent = plan.extent(problem)
     size, size_2 = problem.sizes
     # Tiles on and above the diagonal, where there are several.
@@ -141,11 +155,9 @@ def _of_parameter(problem: Problem, plan: Plan, shared: frozenset[str], name: st
         return "last layer", Cost(2 * pairs * width, 8.0 * pairs)
     if name in plan.trace.rest:
         rows = float((size + (0 if problem.inputs_2 is None else size_2)) * plan.seeds.count)
-        # Each row is a backward pass of its own; what it costs is counted once more than the passes of all samples.
-        passes = _passes(problem, plan)
+        # Each row is a backward pass of one sample, to all such parameters at once.
         numbers = problem.parameters[name].numel()
-        share = Cost(passes.flops / len(plan.trace.rest), rows * numbers * problem.dtype.itemsize)
-        return "autograd", share
+        return "autograd", Cost(passes.autograd / len(plan.trace.rest), rows * numbers * problem.dtype.itemsize)
     if name not in plan.forms:
         return "none (zero)", Cost(0.0, 0.0)
     forms = plan.forms[name]
@@ -154,7 +166,7 @@ def _of_parameter(problem: Problem, plan: Plan, shared: frozenset[str], name: st
         return "rows", Cost(times * sum(one.flops for one in rows_only), times * sum(one.bytes for one in rows_only))
     weight = f"{name.rpartition('.')[0]}.weight" if forms[0].bias else name
     if weight != name and len(plan.forms.get(weight, ())) == 1:
-        route = _of_parameter(problem, plan, shared, weight)[0]
+        route = _of_parameter(problem, plan, shared, passes, weight)[0]
         if route in ("gram", "shared gram"):
             return route, Cost(0.0, 0.0)  # Σ (a·b + 1)(g·h): with the weight
     route = chosen_route(forms[0], extent, problem.scales.get(name, 1.0), shared=name in shared)
@@ -162,23 +174,31 @@ def _of_parameter(problem: Problem, plan: Plan, shared: frozenset[str], name: st
     return route, Cost(times * len(forms) * one.flops, times * len(forms) * one.bytes)
 
 
-def _passes(problem: Problem, plan: Plan) -> Cost:
-    """Operations of the passes through the network, counted on a few samples."""
+def _passes(problem: Problem, plan: Plan) -> _Passes:
+    """What passes through the network cost; operations are counted on a few samples."""
     few = plan.trace.samples
-    count = len(range(problem.sizes[plan.trace.side])[few])
     with FlopCounterMode(display=False) as forward:
         found = run(problem, plan.trace.side, few, plan.trace)
     head = None if plan.head is None else plan.head.index
-    edges = [call.edge for index, (call, _) in enumerate(found.calls) if index != head]
     target = plan.seeds.target(found)
-    with FlopCounterMode(display=False) as backward:
-        if edges:
-            gradients(target, edges, plan.seeds.cotangent(target, 0))
+
+    def backward(inputs: Sequence[Tensor | GradientEdge]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            if inputs:
+                gradients(target, inputs, plan.seeds.cotangent(target, 0))
+        return float(plan.seeds.count * counter.get_total_flops())
+
+    edges = [call.edge for index, (call, _) in enumerate(found.calls) if index != head]
     samples = problem.sizes[0] + (0 if problem.inputs_2 is None else problem.sizes[1])
-    flops = forward.get_total_flops() + plan.seeds.count * backward.get_total_flops()
+    times = samples / len(range(problem.sizes[plan.trace.side])[few])
     held = sum(form.positions * form.d_out for forms in plan.forms.values() for form in forms if not form.bias)
-    moved = 4.0 * problem.dtype.itemsize * samples * plan.seeds.count * held
-    return Cost(float(samples) * flops / count, moved)
+    return _Passes(
+        plan.seeds.count if edges else 0,
+        times * forward.get_total_flops(),
+        times * backward(edges),
+        times * backward([problem.parameters[name] for name in plan.trace.rest]),
+        4.0 * problem.dtype.itemsize * samples * plan.seeds.count * held,
+    )
 
 
 @cache

@@ -71,6 +71,25 @@ def test_passes_stop_at_the_first_layer(capsys: pytest.CaptureFixture[str]) -> N
     assert passes.route in capsys.readouterr().out
 
 
+class Scores(nn.Module):
+    """One parameter that belongs to no layer, and is not used as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(20, 30))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) @ self.weight.sinh()
+
+
+def test_passes_by_plain_autograd_are_counted_with_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    passes, own = explain_ntk(Scores(), torch.randn(100, 20)).layers
+    assert (passes.route, own.route) == ("1 forward, 0 backward", "autograd")
+    assert passes.flops == 2 * 100 * 20 * 30
+    assert own.flops == 30 * 2 * 100 * 20 * 30
+    assert own.route in capsys.readouterr().out
+
+
 def test_seeds_on_the_feature_side(capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 300))
     found = explain_ntk(model, torch.randn(20, 6))
