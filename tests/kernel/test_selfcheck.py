@@ -90,7 +90,7 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.wide, self.norm = nn.Embedding(50, 8), nn.Linear(8, 64), nn.LayerNorm(64)
+        self.table, self.wide, self.norm = nn.Embedding(200, 8), nn.Linear(8, 64), nn.LayerNorm(64)
         self.head = nn.Linear(64, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("per", [None, "parameter"])
 def test_a_route_that_is_wrong(route: str, per: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model, tokens = Tokens(), torch.randint(50, (12, 5))
+    model, tokens = Tokens(), torch.randint(20, (12, 5))
     check_ntk(model, tokens, per=per)
     taken = []
 
