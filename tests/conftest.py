@@ -23,6 +23,17 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long checks too, and bounded ones in full")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="a long check; pytest --long runs it"))
+
+
 @pytest.fixture(scope="session")
 def oracles() -> ModuleType:
     """Slow, obviously right formulas that share no code with the library, tests/oracles.py."""
