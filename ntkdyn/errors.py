@@ -58,6 +58,10 @@ class RecordingExists(NtkdynError, FileExistsError):
     usage = True
 
 
+class LockedRecording(RecordingExists):
+    """Another process is writing into the folder, or was and cannot be seen from here; nothing in it was touched."""
+
+
 class StorageError(NtkdynError, OSError):
     """Bytes could not be brought to the disk, or read back from it."""
 

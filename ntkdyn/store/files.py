@@ -33,7 +33,8 @@ def check_name(name: str, what: str) -> str:
 
 
 @contextmanager
-def _storage(action: str, path: str | Path) -> Iterator[None]:
+def storage_errors(action: str, path: str | Path) -> Iterator[None]:
+    """Turn OSError into StorageError with what was done to which file."""
     try:
         yield
     except NtkdynError:
@@ -74,7 +75,7 @@ def unlink(path: Path) -> None:
 
     Raises: StorageError.
     """
-    with _storage("remove", path), suppress(FileNotFoundError):
+    with storage_errors("remove", path), suppress(FileNotFoundError):
         path.unlink()
 
 
@@ -92,7 +93,7 @@ def make_folder(path: Path) -> None:
 
     Raises: StorageError.
     """
-    with _storage("create the folder", path):
+    with storage_errors("create the folder", path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         for folder in missing:
@@ -187,7 +188,7 @@ class OutputFile(io.RawIOBase):
     def check(self) -> None:
         """Raise StorageError for the first write that failed, if one did."""
         if self._failure is not None:
-            with _storage("write", self._target):
+            with storage_errors("write", self._target):
                 raise self._failure
 
     def sync(self) -> None:
@@ -201,14 +202,36 @@ class OutputFile(io.RawIOBase):
         super().close()
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
+
+
+@contextmanager
+def claimed_name(path: Path) -> Iterator[tuple[Path, int]]:
+    """Yield a new temporary file beside ``path``, and its descriptor, which stays open unless the block fails.
+
+    Raises: StorageError.
+    """
+    temporary = _temporary(path)
+    with storage_errors("write", path):
+        descriptor = create(temporary)
+        try:
+            yield temporary, descriptor
+        except BaseException:
+            os.close(descriptor)
+            with suppress(OSError):
+                unlink(temporary)
+            raise
+
+
 @contextmanager
 def publishing(path: Path) -> Iterator[OutputFile]:
     """Yield a temporary file that becomes ``path`` when the block ends, or disappears when it fails.
 
     Raises: StorageError.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
-    with _storage("write", path):
+    temporary = _temporary(path)
+    with storage_errors("write", path):
         try:
             with OutputFile(temporary, target=path) as file:
                 yield file
@@ -220,7 +243,7 @@ def publishing(path: Path) -> Iterator[OutputFile]:
                 unlink(temporary)
 
 
-def publish(path: Path, data: bytes) -> None:
+def publish(path: Path, data: bytes | memoryview) -> None:
     """Write ``data`` as the whole content of ``path``; when this returns, it is committed.
 
     Raises: StorageError: nothing was changed, or the new content is visible but not certain to survive a crash.
@@ -234,10 +257,10 @@ def claim(path: Path, data: bytes) -> None:
 
     Raises: FileExistsError: another process was first; nothing was touched.  StorageError.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
+    temporary = _temporary(path)
     publish(temporary, data)
     try:
-        with _storage("write", path):
+        with storage_errors("write", path):
             try:
                 link(temporary, path)
             except FileExistsError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ import numpy as np
 from ..errors import DamagedRecording, StorageError
 from ..probe import Field
 from . import files
+from .compact import compare_sums, costs_of, merge
 from .declare import coordinate_array, folder_of
-from .reader import RunReader
+from .lock import Lock
+from .reader import RunReader, Source
+from .repair import SUPERSEDED
 from .segment import (
     EPOCH,
     LIBRARY_VERSION,
@@ -28,15 +32,13 @@ from .segment import (
     Declaration,
     dump_json,
     get_array,
-    get_declarations,
-    get_recording,
     opened,
     put_recording,
     row_crc,
     selected,
     stored_dtype,
 )
-from .verify import batches, check_sums, remember
+from .verify import batches, remember
 
 AUTOMATIC_BYTES = 2**30
 _CHUNK = 2**20
@@ -49,12 +51,12 @@ _RESERVED = {
 
 
 def pack_when_small(path: Path) -> bool:
-    """Pack a run of at most 1 GiB at its end; a refusing disk is warned of, the segments stay."""
+    """Pack a run of at most 1 GiB at its end, by its writer; a refusing disk is warned of, the segments stay."""
     size = sum(entry.stat().st_size for entry in (path / "segments").glob("*.h5"))
     if size > AUTOMATIC_BYTES:
         return False
     try:
-        pack(path)
+        pack_locked(RunReader.open(path))
     except (StorageError, DamagedRecording) as error:
         warnings.warn(f"{error}; {path} stays unpacked, its segments are complete", RuntimeWarning, stacklevel=4)
         return False
@@ -62,22 +64,56 @@ def pack_when_small(path: Path) -> bool:
 
 
 def pack(path: str | Path, *, trusted: bool = False) -> Path:
-    """Merge all segments of a run into run.h5 and remove them; return its path.
+    """Merge all segments of a run that nobody writes into one run.h5 and remove them; return its path.
+
+    Rows that a resumption superseded go into ``DIR/superseded/``.
 
     Raises: StorageError: the disk refuses; the segments stay.  DamagedRecording: a segment is damaged; all stay.
+        LockedRecording: the run is being written.
     """
-    reader = RunReader.open(path, trusted=trusted)
+    lock = Lock(Path(path)) if Path(path).is_dir() else None
+    try:
+        return pack_locked(RunReader.open(path, trusted=trusted))
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def pack_locked(reader: RunReader) -> Path:
+    """As ``pack``, by the owner of the lock; the rows that the reader shows."""
     target = reader.path / "run.h5"
+    _keep_superseded(reader)
     with files.publishing(target) as output:
         with h5py.File(output, "w", libver=LIBRARY_VERSION) as file:
             sums = _Packing(file, reader, output.check).run()
         output.sync()
-        _compare(output.path, sums)
+        compare_sums(output.path, sums)
     remember(target)
     for source in reader.sources:
         if source.path != target:
             files.unlink(source.path)
     return target
+
+
+def _keep_superseded(reader: RunReader) -> None:
+    """Copy the rows that resumptions superseded into one file a branch, before their segments go."""
+    by_branch: dict[tuple[int, ...], list[Source]] = {}
+    for source in reader.sources:
+        last = source.rows_behind(reader.branches)
+        if any((steps > last).any() for steps, _ in source.axes.values()):
+            by_branch.setdefault(source.branch, []).append(source)
+    for branch, sources in by_branch.items():
+        folder = reader.path / SUPERSEDED
+        files.make_folder(folder)
+        last = sources[0].rows_behind(reader.branches)
+        stem, number = f"branch-{len(branch)}", 1
+        while (target := folder / f"{stem}-{number}.h5").exists():
+            number += 1
+        merge(sources, target, level=0, keep=partial(_is_later, last))
+
+
+def _is_later(last: float, source: int, step: int) -> bool:
+    return step > last
 
 
 def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -118,7 +154,8 @@ class _Packing:
     def run(self) -> dict[str, np.ndarray[Any, Any]]:
         reader = self.reader
         declarations = {group: entry.to_json() for group, entry in reader.declarations.items()}
-        put_recording(self.file, {"declarations": declarations, "manifest": reader.manifest})
+        facts = {"manifest": reader.manifest, "branch": list(reader.branches), **costs_of(reader.sources)}
+        put_recording(self.file, {"declarations": declarations, **facts})
         self.file.attrs["Conventions"] = "CF-1.10"
         _put_attributes(self.file, reader.manifest)
         present = set(reader.names())
@@ -242,13 +279,3 @@ class _Packing:
             self.file[path][selection] = data.astype(object) if field.dtype == TEXT else data.astype(kind)
         # A full disk ends the work here, not after everything has been sent to it in vain.
         self.check()
-
-
-def _compare(path: Path, sums: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    with opened(path) as file:
-        check_sums(file, path, get_declarations(get_recording(file, path)))
-        for name, expected in sums.items():
-            if not np.array_equal(np.atleast_1d(file[name].attrs["crc32"]), expected):
-                raise DamagedRecording(
-                    f"{path} is damaged at {name!r}: its CRCs differ from the segments'; the segments stay"
-                )

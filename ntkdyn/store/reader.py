@@ -38,13 +38,19 @@ _Result = TypeVar("_Result")
 
 @dataclass
 class Source:
-    """One file of a recording: what it declares, which steps it holds, which static arrays."""
+    """One file of a recording: what it declares, which steps it holds, which static arrays.
+
+    Attributes:
+        branch: steps after which the run was resumed, up to the resumption that this file belongs to; () at first.
+        facts: what else stands in its JSON: manifest of a run.h5; level, costs and elapsed of a segment.
+    """
 
     path: Path
     declarations: Mapping[str, Declaration]
     axes: Mapping[str, tuple[Array, Array]]
     statics: frozenset[str]
-    manifest: Mapping[str, Any] | None
+    branch: tuple[int, ...]
+    facts: Mapping[str, Any]
 
     @staticmethod
     def open(path: Path) -> Source:
@@ -58,7 +64,12 @@ class Source:
                 for field in entry.fields.values()
                 if entry.is_static(field) and entry.path(field) in file
             )
-            return Source(path, declarations, axes, statics, recording.get("manifest"))
+            branch = tuple(int(step) for step in recording.get("branch", ()))
+            return Source(path, declarations, axes, statics, branch, recording)
+
+    def rows_behind(self, branches: tuple[int, ...]) -> float:
+        """Last step of this file that later resumptions leave valid, infinity where there are none."""
+        return min(branches[len(self.branch) :], default=math.inf)
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def resumed_after(manifest: Mapping[str, Any]) -> list[int]:
+    """Steps after which a run was resumed, as its manifest has them.
+
+    Raises: DamagedRecording: the manifest is none that ntkdyn writes.
+    """
+    try:
+        return [int(branch["after"]) for branch in manifest.get("branches", ())]
+    except (TypeError, ValueError, KeyError, OverflowError):
+        raise DamagedRecording(
+            "the manifest is damaged: found branches that are no list of {'after': step}; restore run.json from a copy"
+        ) from None
+
+
 class RunReader:
     """The arrays and the manifest of one recording, as they were when it was opened."""
 
@@ -127,6 +151,7 @@ class RunReader:
         self._max_ratio = max_ratio
         self.manifest: Mapping[str, Any] = {}
         self.sources: list[Source] = []
+        self.branches: tuple[int, ...] = ()
         self.declarations: dict[str, Declaration] = {}
         self._places: dict[str, list[Place]] = {}
         self._rows: dict[tuple[str, int], list[tuple[int, int]]] = {}
@@ -167,19 +192,23 @@ class RunReader:
         if self.path.is_dir() and (self.path / "run.json").exists():
             manifest: Mapping[str, Any] = read_manifest(self.path)
         else:
-            manifest = (sources[0].manifest if sources else None) or {}
+            manifest = (sources[0].facts.get("manifest") if sources else None) or {}
+        branches = max((tuple(resumed_after(manifest)), *(source.branch for source in sources)), key=len)
         declarations: dict[str, Declaration] = {}
         places: dict[str, dict[int, Place]] = {}
         for number, source in enumerate(sources):
+            last = source.rows_behind(branches)
             for group, found in source.declarations.items():
                 declarations[group] = _merged(declarations.get(group), found, source.path)
             for group, (steps, epochs) in source.axes.items():
                 taken = places.setdefault(group, {})
                 for row, (step, epoch) in enumerate(zip(steps.tolist(), epochs.tolist(), strict=True)):
-                    # A step in run.h5 and in a segment: packing was interrupted before it removed the segment.
-                    taken.setdefault(step, Place(step, epoch, number, row))
+                    # A step twice: packing or compaction was interrupted before it removed what it had copied.
+                    if step <= last:
+                        taken.setdefault(step, Place(step, epoch, number, row))
         self.manifest = manifest
         self.sources = sources
+        self.branches = branches
         self.declarations = {group: declarations[group] for group in sorted(declarations)}
         self._places = {group: [taken[step] for step in sorted(taken)] for group, taken in sorted(places.items())}
         self._rows = {}

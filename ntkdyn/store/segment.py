@@ -4,7 +4,8 @@ A segment and a packed run.h5 have one structure, so one piece of code reads bot
 
     /                       attributes: format, recording (JSON: declarations, in run.h5 also the manifest), crc32
     /<group>/step [S]       applied optimizer steps; /<group>/epoch [S] beside it, NaN where unknown
-    /<group>/<field>        [S, ...], or [...] where static; attribute crc32 [S] or [1]
+    /<group>/<field>        [S, ...], or [...] where static; attribute crc32 [S] or [1]; in segments a symmetric
+                            kernel is stored as its upper triangles [S, ..., n (n + 1) / 2], attribute packed
 
 The CRC32 of a row covers its path, dims, shape, dtype, step and bytes; packing carries it over and checks it again.
 """
@@ -15,7 +16,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, DamagedRecording, NtkdynError
 from ..probe import Field
+from . import files, triangle
 
 FORMAT = "ntkdyn recording 1"
 TEXT = "str"
@@ -33,6 +35,9 @@ STEP = Field(name="step", dtype="<i8", unit="1", long_name="applied optimizer st
 EPOCH = Field(name="epoch", dtype="<f8", unit="epoch", long_name="epochs of training")
 # Metadata of this version has checksums of its own and attributes beyond 64 KiB; readable since HDF5 1.10.
 LIBRARY_VERSION = ("v110", "v110")
+# Larger segments are written piece by piece, so that they are not in memory twice.
+STREAMED_BYTES = 64 * 2**20
+_PACKED, _UPPER_TRIANGLE = "packed", "upper triangle"
 
 Array = np.ndarray[Any, Any]
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -158,20 +163,17 @@ class Block:
     rows: Mapping[str, Array]
     statics: Mapping[str, Array]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays in memory."""
+        return sum(array.nbytes for array in (*self.rows.values(), *self.statics.values()))
+
 
 def stored_dtype(dtype: str) -> Any:
     """HDF5 type of a declared one: text is variable-length UTF-8, truth values are int8 (netCDF4 has no bool)."""
     if dtype == TEXT:
         return h5py.string_dtype()
     return np.dtype("i1") if np.dtype(dtype).kind == "b" else np.dtype(dtype)
-
-
-def _put(file: h5py.File, path: str, field: Field, data: Array, crc: Sequence[int]) -> None:
-    kind = stored_dtype(field.dtype)
-    dataset = file.create_dataset(
-        path, data=data.astype(object) if field.dtype == TEXT else data.astype(kind), dtype=kind
-    )
-    dataset.attrs["crc32"] = np.asarray(crc, dtype=np.uint32)
 
 
 def put_recording(file: h5py.File, recording: Mapping[str, Any]) -> None:
@@ -182,29 +184,79 @@ def put_recording(file: h5py.File, recording: Mapping[str, Any]) -> None:
     file.attrs["crc32"] = np.uint32(zlib.crc32(text.encode()))
 
 
-def build_image(blocks: Sequence[Block]) -> bytes:
-    """Return a complete HDF5 file, built in memory."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver=LIBRARY_VERSION) as file:
-        put_recording(
-            file, {"declarations": {block.declaration.group: block.declaration.to_json() for block in blocks}}
-        )
-        for block in blocks:
-            declaration = block.declaration
-            if declaration.stepped:
-                axes = ((STEP, np.asarray(block.steps, dtype="<i8")), (EPOCH, np.asarray(block.epochs, dtype="<f8")))
-                for field, values in axes:
-                    path = declaration.path(field)
-                    crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, values, strict=True)]
-                    _put(file, path, field, values, crc)
-            for name, rows in block.rows.items():
-                field, path = declaration.fields[name], f"{declaration.group}/{name}"
-                crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, rows, strict=True)]
-                _put(file, path, field, rows, crc)
-            for name, array in block.statics.items():
-                field, path = declaration.fields[name], f"{declaration.group}/{name}"
-                _put(file, path, field, array, [row_crc(path, field, None, array)])
-    return buffer.getvalue()
+def create_array(
+    file: h5py.File, declaration: Declaration, field: Field, count: int | None, *, packed: bool
+) -> h5py.Dataset:
+    """Make room for the rows of an array, ``count`` of them, or None for a static one.
+
+    Args: packed: as upper triangles, see ``triangle``.
+    """
+    shape = triangle.packed_shape(field.shape) if packed else field.shape
+    dataset = file.create_dataset(
+        declaration.path(field), shape=shape if count is None else (count, *shape), dtype=stored_dtype(field.dtype)
+    )
+    if packed:
+        dataset.attrs[_PACKED] = _UPPER_TRIANGLE
+    return dataset
+
+
+def put_rows(dataset: h5py.Dataset, field: Field, selection: Any, data: Array) -> None:
+    """Write rows, or with ``...`` a static array, as the file stores them."""
+    if data.size == 0:
+        return
+    if is_packed(dataset):
+        data = triangle.pack(data)
+    dataset[selection] = data.astype(object) if field.dtype == TEXT else data.astype(dataset.dtype, copy=False)
+
+
+def is_packed(dataset: h5py.Dataset) -> bool:
+    """Whether an array is stored as upper triangles."""
+    return _PACKED in dataset.attrs
+
+
+def fill(file: h5py.File, blocks: Sequence[Block], facts: Mapping[str, Any], check: Callable[[], None]) -> None:
+    """Write blocks, each of another group, into an empty file; ``check`` is called after each array."""
+    declarations = {block.declaration.group: block.declaration.to_json() for block in blocks}
+    put_recording(file, {"declarations": declarations, **facts})
+    for block in blocks:
+        declaration = block.declaration
+        arrays: list[tuple[Field, Array]] = []
+        if declaration.stepped:
+            arrays += [(STEP, np.asarray(block.steps, dtype="<i8")), (EPOCH, np.asarray(block.epochs, dtype="<f8"))]
+        arrays += [(declaration.fields[name], rows) for name, rows in block.rows.items()]
+        for field, rows in arrays:
+            packed = triangle.can_be_packed(field) and triangle.is_symmetric(rows)
+            dataset = create_array(file, declaration, field, len(rows), packed=packed)
+            put_rows(dataset, field, ..., rows)
+            path = declaration.path(field)
+            crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, rows, strict=True)]
+            dataset.attrs["crc32"] = np.asarray(crc, dtype=np.uint32)
+            check()
+        for name, array in block.statics.items():
+            field = declaration.fields[name]
+            dataset = create_array(file, declaration, field, None, packed=False)
+            put_rows(dataset, field, ..., array)
+            dataset.attrs["crc32"] = np.array([row_crc(declaration.path(field), field, None, array)], dtype=np.uint32)
+            check()
+
+
+def publish_segment(path: Path, blocks: Sequence[Block], facts: Mapping[str, Any]) -> int:
+    """Write a segment, committed when this returns; its size in bytes.
+
+    A small one is built in memory and written at once, a large one is streamed.
+
+    Raises: StorageError.
+    """
+    if sum(block.nbytes for block in blocks) <= STREAMED_BYTES:
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w", libver=LIBRARY_VERSION) as file:
+            fill(file, blocks, facts, lambda: None)
+        files.publish(path, buffer.getbuffer())
+        return buffer.getbuffer().nbytes
+    with files.publishing(path) as output:
+        with h5py.File(output, "w", libver=LIBRARY_VERSION) as file:
+            fill(file, blocks, facts, output.check)
+        return output.seek(0, 2)
 
 
 @contextmanager
@@ -286,7 +338,9 @@ def get_array(
     """
     name = declaration.path(field)
     dataset = file[name]
-    expected_shape = field.shape if steps is None else (len(steps), *field.shape)
+    packed = steps is not None and is_packed(dataset) and triangle.can_be_packed(field)
+    row_shape = triangle.packed_shape(field.shape) if packed else field.shape
+    expected_shape = row_shape if steps is None else (len(steps), *row_shape)
     if dataset.shape != expected_shape or (field.dtype != TEXT and dataset.dtype != stored_dtype(field.dtype)):
         raise DamagedRecording(
             f"{path} is damaged at {name!r}: found {dataset.dtype} {list(dataset.shape)}, "
@@ -297,6 +351,8 @@ def get_array(
         data = np.asarray(dataset.asstr()[selection]).astype(str)
     else:
         data = np.asarray(dataset[selection]).astype(field.dtype, copy=False)
+    if packed:
+        data = triangle.unpack(data, field.shape[-1])
     stored = np.atleast_1d(dataset.attrs["crc32"])
     if steps is None:
         checks: list[tuple[int | None, Array, int]] = [(None, data, int(stored[0]))]

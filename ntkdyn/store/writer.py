@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
+import os
+import platform
+import secrets
+import time
 import warnings
-from collections import deque
+import weakref
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,91 +17,137 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import ConfigurationError, ProbeError, RecordingExists, ShapeError, StorageError
+from ..errors import ConfigurationError, MissingRecording, ProbeError, RecordingExists, ShapeError
 from ..probe import Field
 from . import files
 from .declare import declared
-from .segment import FORMAT, TEXT, Array, Block, Declaration, build_image, dump_json
-from .verify import remember
-
-# What a full disk may pile up in memory before snapshots are given up.
-PENDING_BYTES = 256 * 2**20
-_SECRET = re.compile(r"(token|secret|password|key$)", re.IGNORECASE)
-_SECRET_IN_COMMAND = re.compile(r"([^\s=]*(?:token|secret|password|key)[^\s=]*[=\s]+)(\S+)", re.IGNORECASE)
-_MASK = "***"
-
-
-def _masked(value: Any, *, secret: bool = False) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _masked(entry, secret=secret or bool(_SECRET.search(str(key)))) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_masked(entry, secret=secret) for entry in value]
-    return _MASK if secret and isinstance(value, str) and value else value
-
-
-def _without_secrets(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Mask texts under secret-looking keys of ``config`` and secret-looking settings of ``command``."""
-    safe = dict(entries)
-    if "config" in safe:
-        safe["config"] = _masked(safe["config"])
-    if isinstance(safe.get("command"), str):
-        safe["command"] = _SECRET_IN_COMMAND.sub(rf"\g<1>{_MASK}", safe["command"])
-    return safe
+from .lock import NAME as LOCK
+from .lock import Lock, refuse_locked
+from .manifest import refuse_differences, without_secrets
+from .outbox import Outbox
+from .reader import RunReader
+from .segment import FORMAT, TEXT, Array, Block, Declaration, dump_json
 
 
 class RunWriter:
-    """Writes one run into a folder of its own.
+    """Writes one run into a folder of its own, which it alone may write into.
 
     Args:
-        path: folder that does not exist or is empty.
+        path: folder that does not exist or is empty; with ``after`` that of a run.
         manifest: entries of run.json; values are JSON, NaN is stored as the string "NaN".
+        after: continue the run that lies there behind this step, on a new branch: later steps are superseded, nothing
+            is deleted. What an interruption left half done is repaired first, ``repaired`` says what.
+        same: entries of the manifest that must be those of the run that is continued.
 
-    Raises: RecordingExists: the folder holds something; nothing was touched.  ConfigurationError: the folder's name.
-        StorageError: the folder cannot be made.
+    Raises: RecordingExists: the folder holds something; nothing was touched.  LockedRecording: another process writes
+        into it.  ConfigurationError: the folder's name, or another configuration than the run's.  MissingRecording,
+        DamagedRecording: there is no run to continue.  StorageError: the folder cannot be made.
     """
 
-    def __init__(self, path: str | Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path, manifest: Mapping[str, Any], *, after: int | None = None, same: Sequence[str] = ()
+    ) -> None:
         self.path = Path(path)
-        files.check_name(self.path.absolute().name, "run")
-        if self.path.is_dir():
-            found = next(self.path.iterdir(), None)
-        else:
-            found = self.path if self.path.exists() or self.path.is_symlink() else None
-        if found is not None:
-            raise RecordingExists(
-                f"{self.path} holds {found.name!r} already; nothing was touched; choose another folder"
-            )
-        self.manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "ntkdyn": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "status": "running",
-            "results": {},
-            **_without_secrets(manifest),
-        }
-        text = dump_json(self.manifest, indent=1)
-        files.make_folder(self.path)
-        try:
-            files.claim(self.path / "run.json", text.encode())
-        except FileExistsError as error:
-            raise RecordingExists(
-                f"{self.path} was taken by another run just now; nothing was touched; choose another folder"
-            ) from error
-        files.make_folder(self.path / "segments")
+        self.repaired: tuple[str, ...] = ()
         self._declarations: dict[str, Declaration] = {}
         self._written: dict[str, set[int]] = {}
         self._statics_done: set[str] = set()
-        self._names: set[str] = set()
-        self._pending: deque[tuple[str, bytes, list[Block]]] = deque()
-        self._manifest_pending = False
-        self._warned = False
+        self._branch: list[int] = []
+        self._outbox = Outbox(self.path)
         self._closed = False
+        self._process = os.getpid()
+        self._opened = time.monotonic()
+        files.check_name(self.path.absolute().name, "run")
+        fresh = {
+            "format": FORMAT,
+            "ntkdyn": __version__,
+            "run": secrets.token_hex(8),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": platform.node(),
+            "status": "running",
+            "results": {},
+            **without_secrets(manifest),
+        }
+        dump_json(fresh)
+        if after is None:
+            self._lock = self._claim(fresh)
+            self.manifest: dict[str, Any] = fresh
+        else:
+            self._lock, self.manifest = self._continue(fresh, after, same)
+        # Without close the lock goes with the writer, so that a notebook can begin again.
+        self._release = weakref.finalize(self, self._lock.release)
+
+    @classmethod
+    def resume(cls, path: str | Path, *, step: int, manifest: Mapping[str, Any], same: Sequence[str] = ()) -> RunWriter:
+        """Continue the run that lies in a folder behind a step, see ``after``."""
+        return cls(path, manifest, after=step, same=same)
+
+    def _claim(self, manifest: Mapping[str, Any]) -> Lock:
+        refuse_occupied(self.path)
+        files.make_folder(self.path)
+        lock = Lock(self.path)
+        try:
+            refuse_occupied(self.path, own=True)
+            try:
+                files.claim(self.path / "run.json", dump_json(manifest, indent=1).encode())
+            except FileExistsError as error:
+                raise RecordingExists(
+                    f"{self.path} was taken by another run just now; nothing was touched; choose another folder"
+                ) from error
+            files.make_folder(self.path / "segments")
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    def _continue(self, fresh: Mapping[str, Any], after: int, same: Sequence[str]) -> tuple[Lock, dict[str, Any]]:
+        if not (self.path / "run.json").exists() and not (self.path / "run.h5").exists():
+            raise MissingRecording(f"{self.path}: found no run to continue, expected run.json; check the path")
+        lock = Lock(self.path)
+        try:
+            # Imported late: writing a new run needs nothing of it, and it stands on the reader.
+            from .repair import repair_locked
+
+            self.repaired = repair_locked(self.path)
+            reader = RunReader.open(self.path)
+            refuse_differences(self.path, reader.manifest, fresh, same)
+            self._declarations = dict(reader.declarations)
+            self._written = {
+                group: {step for step in reader.steps(group).tolist() if step <= after} for group in reader.groups()
+            }
+            recorded = frozenset().union(*(source.statics for source in reader.sources))
+            self._statics_done = {
+                group
+                for group, entry in self._declarations.items()
+                if any(entry.is_static(field) and entry.path(field) in recorded for field in entry.fields.values())
+            }
+            self._outbox = Outbox(self.path, [entry.name for entry in (self.path / "segments").glob("*.h5")])
+            self._branch = [*reader.branches, after]
+            changed = {key: fresh[key] for key in ("ntkdyn", "torch", "numpy", "python") if key in fresh}
+            branch = {"after": after, "created": fresh["created"], "host": fresh["host"], **changed}
+            manifest = {
+                **fresh,
+                **reader.manifest,
+                "status": "running",
+                "results": {},
+                "branches": [*reader.manifest.get("branches", ()), branch],
+            }
+            files.make_folder(self.path / "segments")
+            files.publish(self.path / "run.json", dump_json(manifest, indent=1).encode())
+        except BaseException:
+            lock.release()
+            raise
+        return lock, manifest
 
     def declare(self, group: str, fields: Sequence[Field], *, attributes: Mapping[str, Any] | None = None) -> None:
         """Declare what will be recorded under a group such as "ntk/test", before its first commit.
 
         Raises: ConfigurationError, ShapeError: a name, dtype, shape or coordinate that a recording does not take.
         """
+        known = self._declarations.get(group)
+        if known is not None and self._branch and group in self._written:
+            _refuse_other_fields(self.path, known, fields)
+            return
         declaration = declared(self._declarations, group, fields, attributes or {}, stepped=True)
         dump_json(declaration.to_json())
         self._declarations[group] = declaration
@@ -129,52 +178,66 @@ class RunWriter:
         statics = {name: _fitting(declaration, declaration.fields[name], array) for name, array in given.items()}
         part = Declaration(group, {name: declaration.fields[name] for name in given}, declaration.attributes, False)
         block = Block(part, (), (), {}, statics)
-        image = build_image([block])
         self._declarations[group] = declaration
-        return self._publish(self._name("static-0"), image, [block])
+        return self._outbox.add("static-0", [block], self._facts({}))[0]
 
-    def commit(self, step: int, epoch: float | None, records: Mapping[str, Mapping[str, Any]]) -> bool:
+    def commit(
+        self,
+        step: int,
+        epoch: float | None,
+        records: Mapping[str, Mapping[str, Any]],
+        *,
+        seconds: Mapping[str, float] | None = None,
+    ) -> bool:
         """Write what the groups due at this step recorded, as one segment.
 
         Static fields are taken at the group's first commit and not asked for again.
 
+        Args: seconds: what measuring took, by group; stored beside the sizes.
         Returns: True when it is committed; False, with one warning, when the disk refuses: the snapshot stays in memory
             and is tried again at the next commit and at close.
-        Raises: ProbeError: an unknown or missing field, a second record of one step.  ShapeError.
+        Raises: ProbeError: an unknown or missing field, a second record of one step, or a commit in a forked child.
+            ShapeError.
         """
+        self._refuse_child()
         number = math.nan if epoch is None else float(epoch)
         blocks = [self._block(group, int(step), number, arrays) for group, arrays in records.items()]
         if not blocks:
-            return self._flush()
-        name = self._name(f"seg-0-{int(step):012d}-{int(step):012d}")
-        image = build_image(blocks)
+            return self._outbox.flush()
+        costs = {
+            block.declaration.group: [1, float((seconds or {}).get(block.declaration.group, 0.0)), block.nbytes]
+            for block in blocks
+        }
         for block in blocks:
             self._written[block.declaration.group].add(int(step))
             self._statics_done.add(block.declaration.group)
-        return self._publish(name, image, blocks)
+        done, kept = self._outbox.add(f"seg-0-{int(step):012d}-{int(step):012d}", blocks, self._facts(costs))
+        if not kept:
+            for block in blocks:
+                self._written[block.declaration.group].discard(int(step))
+                if block.statics:
+                    self._statics_done.discard(block.declaration.group)
+        return done
 
     def update(self, **entries: Any) -> None:
         """Merge entries into run.json, atomically; a refusing disk is warned of and tried again."""
-        merged = {**self.manifest, **_without_secrets(entries)}
-        dump_json(merged)
+        self._refuse_child()
+        merged = {**self.manifest, **without_secrets(entries)}
+        content = dump_json(merged, indent=1).encode()
         self.manifest = merged
-        self._manifest_pending = True
-        self._flush()
+        self._outbox.set_manifest(content)
 
     def close(self, *, pack: bool = True, **entries: Any) -> None:
         """Write what is left, set the status ("finished" unless given) and pack runs of up to 1 GiB; idempotent.
 
-        After a close that could not bring everything to the disk, a second one tries again.
+        Steps that the disk did not take are named in one warning. After a close that could not bring everything to the
+        disk, a second one tries again. In a forked child nothing is done.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         self.update(**{"status": "finished", **entries})
-        if self._pending or self._manifest_pending:
-            warnings.warn(
-                f"{self.path}: {len(self._pending)} snapshots are in memory only; free disk space and close again",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self._name_missing_steps()
+        if not self._outbox.is_empty:
             return
         self._closed = True
         if pack:
@@ -182,6 +245,34 @@ class RunWriter:
             from .pack import pack_when_small
 
             pack_when_small(self.path)
+        self._release()
+
+    def _name_missing_steps(self) -> None:
+        waiting = self._outbox.waiting
+        # Without those that were recorded again later.
+        lost = [step for step in self._outbox.lost if not any(step in steps for steps in self._written.values())]
+        self._outbox.lost = []
+        if not (waiting or lost) and self._outbox.is_empty:
+            return
+        missing = sorted({*waiting, *lost})
+        what = f"step{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else "the end of the run"
+        remedy = "free disk space and close again" if waiting or not self._outbox.is_empty else "free disk space"
+        warnings.warn(
+            f"{self.path}: {what} could not be written; all that was committed before is kept; {remedy}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+    def _facts(self, costs: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        elapsed = time.monotonic() - self._opened
+        return {"branch": self._branch, "level": 0, "costs": dict(costs), "elapsed": round(elapsed, 6)}
+
+    def _refuse_child(self) -> None:
+        if os.getpid() != self._process:
+            raise ProbeError(
+                f"{self.path}: found a commit in process {os.getpid()}, a fork of the writer {self._process}, expected "
+                "one writer; record in the process that made the recorder"
+            )
 
     def _block(self, group: str, step: int, epoch: float, arrays: Mapping[str, Any]) -> Block:
         if self._closed:
@@ -207,52 +298,44 @@ class RunWriter:
                 rows[name] = array[np.newaxis]
         return Block(declaration, [step], [epoch], rows, statics)
 
-    def _name(self, stem: str) -> str:
-        name, count = f"{stem}.h5", 1
-        while name in self._names:
-            name, count = f"{stem}-{count}.h5", count + 1
-        self._names.add(name)
-        return name
 
-    def _publish(self, name: str, image: bytes, blocks: list[Block]) -> bool:
-        self._pending.append((name, image, blocks))
-        done = self._flush()
-        if len(self._pending) > 1 and sum(len(data) for _, data, _ in self._pending) > PENDING_BYTES:
-            self._pending.pop()
-            for block in blocks:
-                group = block.declaration.group
-                self._written.get(group, set()).difference_update(block.steps)
-                if block.statics:
-                    self._statics_done.discard(group)
-            warnings.warn(
-                f"{self.path}: {name} was given up, {PENDING_BYTES} bytes wait in memory already; free disk space",
-                RuntimeWarning,
-                stacklevel=3,
+def refuse_occupied(path: Path, *, own: bool = False) -> None:
+    """Refuse a folder for a new run if it holds anything but the leftovers of a run that never began.
+
+    Args: own: LOCK is our own.
+    Raises: RecordingExists, and LockedRecording where a living process writes there.
+    """
+    if path.is_dir() and not path.is_symlink():
+        found = next((entry for entry in path.iterdir() if entry.name != LOCK), None)
+    else:
+        found = path if path.exists() or path.is_symlink() else None
+    if not own and path.is_dir():
+        refuse_locked(path)
+    if found is not None and not (own and found.name.startswith(files.TEMPORARY)):
+        raise RecordingExists(f"{path} holds {found.name!r} already; nothing was touched; choose another folder")
+
+
+def _refuse_other_fields(path: Path, known: Declaration, fields: Sequence[Field]) -> None:
+    """A group that is continued must hold the fields that it had.
+
+    Raises: ConfigurationError: names the field.
+    """
+    before = known.to_json()["fields"]
+    now = declared({}, known.group, fields, {}, stepped=True).to_json()["fields"]
+    names = {entry["name"]: entry for entry in now}
+    for entry in before:
+        other = names.pop(entry["name"], None)
+        if dump_json(other) != dump_json(entry):
+            found = "missing" if other is None else f"{other['dtype']} {other['shape']}"
+            raise ConfigurationError(
+                f"{path}: field '{known.group}/{entry['name']}' was recorded as {entry['dtype']} {entry['shape']}, is "
+                f"now {found} or labeled otherwise; resume with the same probes and sets, or choose another folder"
             )
-        return done
-
-    def _flush(self) -> bool:
-        try:
-            while self._pending:
-                name, image, _ = self._pending[0]
-                target = self.path / "segments" / name
-                files.publish(target, image)
-                remember(target)
-                self._pending.popleft()
-            if self._manifest_pending:
-                files.publish(self.path / "run.json", dump_json(self.manifest, indent=1).encode())
-                self._manifest_pending = False
-        except StorageError as error:
-            if not self._warned:
-                warnings.warn(
-                    f"{error}; training goes on, what is new waits in memory and is tried again at the next commit",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-            self._warned = True
-            return False
-        self._warned = False
-        return True
+    if names:
+        raise ConfigurationError(
+            f"{path}: field '{known.group}/{next(iter(names))}' is new in a run that is continued; resume with the "
+            "same probes and sets, or choose another folder"
+        )
 
 
 def _fitting(declaration: Declaration, field: Field, value: Any) -> Array:

@@ -140,7 +140,7 @@ def test_failure_names_the_file(live: RunWriter, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(files, "write", full)
     with pytest.raises(StorageError, match=r"cannot write .*run\.h5: No space left on device"):
-        pack.pack(live.path)
+        pack.pack_locked(RunReader.open(live.path))
 
 
 def test_close_on_a_full_disk_keeps_segments(live: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ntkdyn.errors import DamagedRecording, MissingRecording, NtkdynError, UnknownName, UntrustedFile
-from ntkdyn.store import files
+from ntkdyn.store import files, triangle
 from ntkdyn.store.reader import RunReader
 from ntkdyn.store.writer import RunWriter
 
@@ -166,7 +166,8 @@ def test_damaged_segment_is_named(live: RunWriter, as_stranger: Callable[[], Non
     as_stranger()
     segment = live.path / "segments" / "seg-0-000000000004-000000000004.h5"
     content = bytearray(segment.read_bytes())
-    place = content.find(RunReader.open(live.path, trusted=True).read("ntk/test/kernel")[1].tobytes())
+    kernel = RunReader.open(live.path, trusted=True).read("ntk/test/kernel")[1]
+    place = content.find(triangle.pack(kernel).tobytes())
     assert place > 0
     content[place + 40] ^= 1
     segment.write_bytes(content)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -31,10 +32,11 @@ def test_image_round_trip_keeps_every_bit(data: st.DataObject, dtype: str, shape
     field = Field(name="a.b/x", dims=tuple(f"d{axis}" for axis in range(len(shape))), shape=shape, dtype=dtype)
     declaration = declared({}, "probe/set", [field], {}, stepped=True)
     stored = declaration.fields["a.b/x"]
-    image = segment.build_image([segment.Block(declaration, [7], [0.5], {"a.b/x": array[None]}, {})])
-    from pathlib import Path
-
-    with h5py.File(io.BytesIO(image), "r") as file:
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver=segment.LIBRARY_VERSION) as file:
+        block = segment.Block(declaration, [7], [0.5], {"a.b/x": array[None]}, {})
+        segment.fill(file, [block], {"level": 0}, lambda: None)
+    with h5py.File(image, "r") as file:
         found = segment.get_declarations(segment.get_recording(file, Path("x")))["probe/set"]
         steps, epochs = segment.get_axis(file, Path("x"), found)
         back = segment.get_array(file, Path("x"), found, found.fields["a.b/x"], steps.tolist())

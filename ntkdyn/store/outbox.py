@@ -1,0 +1,153 @@
+"""What a writer has not brought to the disk yet, in the order in which it must get there.
+
+A disk that refuses is warned of once and tried again at the next snapshot; training is never stopped by it. Beyond
+256 MiB in memory the newest snapshot is given up, and its step named at the end.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DamagedRecording, StorageError
+from . import compact, files
+from .reader import Source
+from .segment import Block, publish_segment
+from .verify import remember
+
+# What a full disk may pile up in memory before snapshots are given up.
+PENDING_BYTES = 256 * 2**20
+
+
+@dataclass
+class _Waiting:
+    name: str
+    blocks: Sequence[Block]
+    facts: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(block.nbytes for block in self.blocks)
+
+
+class Outbox:
+    """Publishes segments and run.json of one folder, and merges small segments.
+
+    Attributes:
+        lost: steps of snapshots that were given up.
+        names: names of all segments, so that none is used twice.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str] = ()) -> None:
+        self._folder = folder
+        self.names = set(names)
+        self.lost: list[int] = []
+        self._waiting: deque[_Waiting] = deque()
+        self._manifest: bytes | None = None
+        self._levels: dict[int, list[Path]] = {}
+        self._merge_at: dict[int, int] = {}
+        self._warned = self._warned_of_merging = False
+
+    @property
+    def waiting(self) -> list[int]:
+        """Steps that are in memory only."""
+        return [step for one in self._waiting for step in _steps(one.blocks)]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is on the disk."""
+        return not self._waiting and self._manifest is None
+
+    def add(self, stem: str, blocks: Sequence[Block], facts: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Put a segment at the end and bring to the disk what it takes.
+
+        Returns: whether everything is committed; whether this segment was kept (False: given up for want of memory).
+        """
+        self._waiting.append(_Waiting(self._free_name(stem), blocks, facts))
+        done = self.flush()
+        if len(self._waiting) > 1 and sum(one.nbytes for one in self._waiting) > PENDING_BYTES:
+            self.lost += _steps(self._waiting.pop().blocks)
+            return False, False
+        return done, True
+
+    def set_manifest(self, content: bytes) -> bool:
+        """Put run.json, in place of one that has not been written yet, and bring to the disk what it takes."""
+        self._manifest = content
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Bring everything to the disk; False, with one warning for each time that the disk begins to refuse."""
+        try:
+            while self._waiting:
+                one = self._waiting[0]
+                target = self._folder / "segments" / one.name
+                publish_segment(target, one.blocks, one.facts)
+                remember(target)
+                self._waiting.popleft()
+                self._levels.setdefault(0, []).append(target)
+            if self._manifest is not None:
+                files.publish(self._folder / "run.json", self._manifest)
+                self._manifest = None
+        except StorageError as error:
+            if not self._warned:
+                warnings.warn(
+                    f"{error}; training goes on, what is new waits in memory and is tried again at the next commit",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
+            self._warned = True
+            return False
+        self._warned = False
+        self._merge()
+        return True
+
+    def _free_name(self, stem: str) -> str:
+        name, count = f"{stem}.h5", 1
+        while name in self.names:
+            name, count = f"{stem}-{count}.h5", count + 1
+        self.names.add(name)
+        return name
+
+    def _merge(self) -> None:
+        level = 0
+        while len(self._levels.get(level, ())) >= self._merge_at.get(level, compact.FAN):
+            here = self._levels[level]
+            try:
+                sources = [Source.open(path) for path in here]
+                name = self._free_name(merged_stem(sources))
+                target = self._folder / "segments" / name
+                compact.merge(sources, target, level=level + 1)
+                remember(target)
+            except (StorageError, DamagedRecording) as error:
+                # Again after as many more: an attempt at every snapshot would cost more than it saves.
+                self._merge_at[level] = len(here) + compact.FAN
+                if not self._warned_of_merging:
+                    warnings.warn(
+                        f"{error}; the segments stay as they are, training goes on", RuntimeWarning, stacklevel=6
+                    )
+                self._warned_of_merging = True
+                return
+            self._levels[level] = []
+            self._merge_at.pop(level, None)
+            self._levels.setdefault(level + 1, []).append(target)
+            for path in here:
+                try:
+                    files.unlink(path)
+                except StorageError:
+                    # Twice on the disk is no loss; repair removes it.
+                    continue
+            level += 1
+
+
+def merged_stem(sources: Sequence[Source]) -> str:
+    """Name of the segment that several become, without its ending."""
+    steps = [step for source in sources for axis, _ in source.axes.values() for step in axis.tolist()]
+    return f"seg-0-{min(steps):012d}-{max(steps):012d}" if steps else "static-0"
+
+
+def _steps(blocks: Sequence[Block]) -> list[int]:
+    return sorted({step for block in blocks for step in block.steps})
