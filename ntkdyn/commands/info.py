@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import printable
+
 if TYPE_CHECKING:
     from ..results import Run
 
@@ -33,12 +35,7 @@ def info(path: Path, trusted: bool) -> None:
 
         lines = _run_lines(Run.open(path, trusted=trusted))
     for line in lines:
-        click.echo(_printable(line))
-
-
-def _printable(line: str) -> str:
-    # A recording of a stranger may hold control sequences for the terminal.
-    return "".join(character if character.isprintable() else "?" for character in line)
+        click.echo(printable(line))
 
 
 def _run_lines(run: Run) -> list[str]:

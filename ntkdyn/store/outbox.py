@@ -21,6 +21,8 @@ from .verify import remember
 
 # What a full disk may pile up in memory before snapshots are given up.
 PENDING_BYTES = 256 * 2**20
+# Level from which a segment is large enough to stay as it is when its branch is left.
+_SETTLED = 2
 
 
 @dataclass
@@ -104,6 +106,23 @@ class Outbox:
         self._warned = False
         self._merge()
         return True
+
+    def settle(self, sources: Sequence[Source]) -> None:
+        """Make one file of the small segments of each earlier branch, to which nothing will be added.
+
+        Raises: StorageError, DamagedRecording: all files stay.
+        """
+        by_branch: dict[tuple[int, ...], list[Source]] = {}
+        for source in sources:
+            if source.path.parent.name == "segments" and int(source.facts.get("level", 0)) < _SETTLED:
+                by_branch.setdefault(source.branch, []).append(source)
+        for together in by_branch.values():
+            if len(together) > 1:
+                target = self._folder / "segments" / self._free_name(merged_stem(together))
+                compact.merge(together, target, level=_SETTLED)
+                remember(target)
+                for source in together:
+                    files.unlink(source.path)
 
     def _free_name(self, stem: str) -> str:
         name, count = f"{stem}.h5", 1

@@ -210,11 +210,23 @@ class RunReader:
         self.sources = sources
         self.branches = branches
         self.declarations = {group: declarations[group] for group in sorted(declarations)}
-        self._places = {group: [taken[step] for step in sorted(taken)] for group, taken in sorted(places.items())}
+        self._show({group: [taken[step] for step in sorted(taken)] for group, taken in sorted(places.items())})
+
+    def _show(self, places: dict[str, list[Place]]) -> None:
+        self._places = places
         self._rows = {}
-        for group, ordered in self._places.items():
+        for group, ordered in places.items():
             for index, place in enumerate(ordered):
                 self._rows.setdefault((group, place.source), []).append((index, place.row))
+
+    def thin(self, keep: Callable[[int, int], bool]) -> None:
+        """Show fewer snapshots of each group: keep(index, number of snapshots)."""
+        self._show(
+            {
+                group: [place for index, place in enumerate(ordered) if keep(index, len(ordered))]
+                for group, ordered in self._places.items()
+            }
+        )
 
     def groups(self) -> list[str]:
         """Groups with a step axis, sorted: "ntk/test", "units", …"""

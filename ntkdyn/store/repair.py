@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from ..errors import DamagedRecording, MissingRecording, NtkdynError
@@ -18,7 +19,7 @@ from . import files
 from .lock import NAME as LOCK
 from .lock import Lock, owner_of, refuse_locked
 from .reader import Source, read_manifest, resumed_after
-from .segment import FORMAT, Declaration, dump_json, opened
+from .segment import FORMAT, Array, Declaration, dump_json, opened
 from .verify import examine
 
 QUARANTINE = "quarantine"
@@ -205,6 +206,6 @@ def _rows(source: Source, branches: tuple[int, ...]) -> Iterator[Hashable]:
                     yield entry.path(field), int(crcs[field.name][0])
 
 
-def _crcs(file: object, entry: Declaration, name: str) -> np.ndarray:  # type: ignore[type-arg]
+def _crcs(file: h5py.File, entry: Declaration, name: str) -> Array:
     path = f"{entry.group}/{name}"
-    return np.atleast_1d(file[path].attrs["crc32"]) if path in file else np.zeros(0)  # type: ignore[index,operator]
+    return np.atleast_1d(file[path].attrs["crc32"]) if path in file else np.zeros(0)
