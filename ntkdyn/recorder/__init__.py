@@ -27,6 +27,8 @@ from .snapshots import BatchNorm, Forward, fixed_inputs, has_running_norms, prob
 from .watches import Due, Watched, merged, watches_of
 from .watches import Watch as Watch
 
+_STATE = "ntkdyn recorder 1"
+
 
 class Recorder:
     """Records probes during training into a folder of its own; weights, optimizer and random states stay bit-identical.
@@ -35,7 +37,7 @@ class Recorder:
         model: the network that is trained.
         probes: names ("ntk", "ntk:reduce=full", "my.py:MyProbe"), probes, or Watch.
         sets: a tensor, (inputs, targets), or {"train": (x, y), "test": ...}; stored in the run.
-        path: new or empty folder.
+        path: new or empty folder; that of a run only to continue it, after ``load_state_dict``.
         schedule: step -> bool for probes without their own; None records at every step. The first and the last step
             are always recorded.
         forward: forward(model, inputs) -> outputs [N, ...]; the default is model(inputs), or its .logits.
@@ -109,6 +111,7 @@ class Recorder:
         )
         self._hooks = ExitStack()
         self._counting = self._attached = self._closed = False
+        self._state: Mapping[str, Any] | None = None
         self._since = time.perf_counter()
         self._spent = 0.0
 
@@ -150,7 +153,7 @@ class Recorder:
                 try:
                     self.step = first
                     self._since, self._spent = time.perf_counter(), 0.0
-                    self._take(self._watches)
+                    self._begin()
                     self._print_costs(first, total_steps)
                     self._hook(optimizers, interruption)
                     yield self
@@ -185,12 +188,55 @@ class Recorder:
         Raises: ConfigurationError: closed, or a step before the last one.  ProbeError, NondeterministicForward.
         """
         self._refuse_closed("record")
+        self._continue()
         started = any(watched.step is not None for watched in self._watches)
         if step is None:
             step = self.step + 1 if started and not self._counting else self.step
         self._refuse_earlier(step)
         self.step = step
         self._take_or_fail([one for one in self._watches if not started or one.due(step)], epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the recording at this step, for the checkpoint of the training; JSON values only.
+
+        Save it after the optimizer step, together with model and optimizer.
+        """
+        watches = {
+            one.name: {"step": one.step, "skipped": one.skipped, "disabled": one.disabled} for one in self._watches
+        }
+        run = self._recording.run if self._recording is not None else None
+        return {"format": _STATE, "run": run, "step": self.step, "watches": watches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the run in this recorder's folder behind the step of a state; before ``attach`` or ``record``.
+
+        Steps that were recorded after the checkpoint are superseded by those of the new branch: none is lost from the
+        disk, none doubled among those that readers see. Model, probes and sets must be those of the run.
+
+        Raises: ConfigurationError: no state of a recorder, or recording has begun.
+        """
+        try:
+            step, watches = int(state["step"]), dict(state["watches"])
+            known = {one.name: watches[one.name] for one in self._watches if one.name in watches}
+            if state["format"] != _STATE:
+                raise ValueError(state["format"])
+            entries = {
+                name: (entry["step"], int(entry["skipped"]), bool(entry["disabled"])) for name, entry in known.items()
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"recorder of {self.path}: found no state of a recorder ({type(error).__name__}: {error}), expected "
+                "what state_dict() returned"
+            ) from None
+        if self._closed or any(one.step is not None for one in self._watches):
+            raise ConfigurationError(
+                f"recorder of {self.path}: found load_state_dict() after recording began, expected it before attach"
+            )
+        self.step = step
+        for one in self._watches:
+            one.step, one.skipped, one.disabled = entries.get(one.name, (None, 0, False))
+        if state["run"] is not None:
+            self._state = dict(state)
 
     def finish(self, results: Mapping[str, float]) -> None:
         """Store the results of the run in its run.json.
@@ -238,6 +284,42 @@ class Recorder:
         self._hooks.callback(optimizers[-1].register_step_pre_hook(interruption.enter).remove)
         self._hooks.callback(optimizers[-1].register_step_post_hook(applied).remove)
 
+    def _begin(self) -> None:
+        """Take the first snapshot, or continue a run: then only probes that were not there before are measured now."""
+        continued = self._state is not None
+        self._continue()
+        self._take([one for one in self._watches if one.step is None or not continued])
+
+    def _continue(self) -> None:
+        """Open the run that ``load_state_dict`` announced, and give the probes back what they recorded last."""
+        state, self._state = self._state, None
+        if state is None or self._recording is None or self._closed:
+            return
+        self._observer.resolve()
+        self._recording.open(self._opening_facts(), after=int(state["step"]), run=str(state["run"]))
+        recorded = self._recording.last_arrays()
+        missing = []
+        for one in self._watches:
+            for name in one.sets:
+                group = one.group(name)
+                last, one.last[group] = recorded.get(group, (None, {}))
+                if one.step is not None and last != one.step and not one.disabled:
+                    missing.append(f"{group} at step {last} instead of {one.step}")
+        if missing:
+            warnings.warn(
+                f"{self.path}: the checkpoint of step {state['step']} is newer than the recording, which ends for "
+                f"{', '.join(missing)}; training goes on, what lies between is missing",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _opening_facts(self) -> dict[str, Any]:
+        return {
+            "parameters": list(self._observer.parameters or ()),
+            "schedules": {one.name: one.text for one in self._watches},
+            "batchnorm": self._observer.batchnorm,
+        }
+
     def _take_or_fail(self, watches: Sequence[Watched], epoch: float | None = None) -> None:
         try:
             self._take(watches, epoch)
@@ -256,19 +338,13 @@ class Recorder:
             epoch = self.step / self._steps_per_epoch
         records = self._observer.observe(self.step, epoch, due)
         if not self._recording.is_open:
-            self._recording.open(
-                {
-                    "parameters": list(self._observer.parameters or ()),
-                    "schedules": {one.name: one.text for one in self._watches},
-                    "batchnorm": self._observer.batchnorm,
-                }
-            )
+            self._recording.open(self._opening_facts())
         declarations = {
             group: (list(fields.values()), self._facts(one) | shared_attributes(fields.values()))
             for one in due
             for group, fields in one.fields.items()
         }
-        self._recording.write(self.step, epoch, records, declarations)
+        self._recording.write(self.step, epoch, records, declarations, self._observer.seconds)
         self._spent += time.perf_counter() - started
 
     def _take_at_interruption(self) -> None:
@@ -318,6 +394,9 @@ class Recorder:
                     file=sys.stderr,
                 )
         if self._recording is not None and self._recording.is_open:
+            skipped = {one.name: one.skipped for one in self._watches if one.skipped}
+            if skipped:
+                self._recording.note(skipped=skipped, max_overhead=self._max_overhead)
             self._recording.final_weights = self._recording.final_weights or weights_digest(self._model)
             self._recording.close(status)
 

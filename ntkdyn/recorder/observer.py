@@ -61,15 +61,24 @@ class Observer:
         self._checked_kernels: set[Hashable] = set()
         self._with_preactivations: set[str] = set()
         self.parameters: tuple[str, ...] | None = None
+        self.seconds: dict[str, float] = {}
         self.declarations: dict[str, Declaration] = {}
+
+    def resolve(self) -> None:
+        """Resolve the names of the parameters before the first observation, as a run that is continued needs them."""
+        if self.parameters is None:
+            self.parameters = self._resolved(structural_clone(self._model))
 
     def observe(self, step: int, epoch: float | None, watches: Sequence[Watched]) -> dict[str, dict[str, Array]]:
         """Measure the probes and return their arrays by group; what failed is left out, as on_error says.
+
+        ``seconds`` are then those that each group took, without self-checks.
 
         Raises: ProbeError: a probe failed and on_error is "raise".  NondeterministicForward.
         """
         device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
         records: dict[str, dict[str, Array]] = {}
+        self.seconds = {}
         with undisturbed(device):
             clone = structural_clone(self._model).eval()
             if self.parameters is None:
@@ -78,19 +87,19 @@ class Observer:
                 reestimate(clone, tree_map(lambda leaf: leaf.to(device), self._calibration), self._forward)
             passes: dict[str, Pass] = {}
             for watched in watches:
-                started = time.perf_counter()
                 for name in watched.sets:
+                    started = time.perf_counter()
                     if name not in passes:
                         passes[name] = self._pass(clone, self._sets[name].to(device))
                     arrays = self._measured(watched, passes[name], self._sets[name].to(device), clone, step, epoch)
                     if arrays is not None:
                         records[watched.group(name)] = arrays
+                    # Without the self-checks, so that it tells what the next snapshots cost.
+                    taken = time.perf_counter() - started - passes[name].seconds_checking
+                    passes[name].seconds_checking = 0.0
+                    self.seconds[watched.group(name)] = taken
                 watched.step = step
-                # Without the self-checks, so that it tells what the next snapshots cost.
-                checking = sum(one.seconds_checking for one in passes.values())
-                watched.seconds = time.perf_counter() - started - checking
-                for one in passes.values():
-                    one.seconds_checking = 0.0
+                watched.seconds = sum(self.seconds[watched.group(name)] for name in watched.sets)
             self._with_preactivations |= {name for name, one in passes.items() if one.with_preactivations}
         return records
 

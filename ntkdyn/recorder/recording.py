@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..clone import unwrapped
-from ..errors import RecordingExists
 from ..probe import Field
-from ..store.writer import RunWriter
+from ..store.reader import RunReader
+from ..store.writer import RunWriter, refuse_occupied
 from .snapshots import ProbeSet
+
+# What must not have changed when a run is continued.
+_SAME = ("run", "experiment", "config", "seed", "parameters", "batchnorm", "sets")
 
 
 class Recording:
@@ -27,16 +30,13 @@ class Recording:
 
     The folder is made at the first snapshot, so that settings which turn out wrong there leave nothing behind.
 
-    Raises: RecordingExists: the folder holds something; nothing in it was touched.
+    Raises: RecordingExists: the folder holds something that is no run; nothing in it was touched. That of a run is
+        refused when it is opened, unless the run is continued.
     """
 
     def __init__(self, path: Path, sets: Mapping[str, ProbeSet], calibration: Any, manifest: Mapping[str, Any]) -> None:
-        if path.is_symlink() or path.exists():
-            found = next(path.iterdir(), None) if path.is_dir() else path
-            if found is not None:
-                raise RecordingExists(
-                    f"{path} holds {found.name!r} already; nothing was touched; choose another folder"
-                )
+        if not (path / "run.json").exists():
+            refuse_occupied(path)
         self.path = path
         self._sets = sets
         self._calibration = calibration
@@ -51,23 +51,50 @@ class Recording:
         """Whether the folder has been made and the recording is not closed."""
         return self._writer is not None and not self._closed
 
-    def open(self, facts: Mapping[str, Any]) -> None:
-        """Make the folder; write run.json (entries of the manifest win over facts), probe sets, calibration batch."""
+    @property
+    def run(self) -> str | None:
+        """Identity of the run, None before the first snapshot."""
+        return None if self._writer is None else str(self._writer.manifest.get("run"))
+
+    def open(self, facts: Mapping[str, Any], *, after: int | None = None, run: str | None = None) -> None:
+        """Make the folder; write run.json (entries of the manifest win over facts), probe sets, calibration batch.
+
+        Args: after: continue the run that is there behind this step.  run: its identity, to tell it from others.
+        """
+        fixed = {(f"probe_sets/{name}" if name else "probe_sets"): _set_arrays(one) for name, one in self._sets.items()}
+        if self._calibration is not None:
+            fixed["calibration"] = _leaves("inputs", self._calibration)
         own = {
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
             "git": git_commit(Path.cwd()),
             "command": shlex.join(sys.argv),
+            "sets": {group: _digest(arrays) for group, arrays in fixed.items()},
         }
-        self._writer = RunWriter(self.path, own | dict(facts) | dict(self._manifest))
-        for name, one in self._sets.items():
-            arrays = _leaves("inputs", one.inputs)
-            if one.targets is not None:
-                arrays["targets"] = _array(one.targets)
-            _write_fixed(self._writer, f"probe_sets/{name}" if name else "probe_sets", arrays)
-        if self._calibration is not None:
-            _write_fixed(self._writer, "calibration", _leaves("inputs", self._calibration))
+        manifest = own | dict(facts) | dict(self._manifest)
+        if after is None:
+            self._writer = RunWriter(self.path, manifest)
+        else:
+            manifest |= {"run": run}
+            self._writer = RunWriter.resume(self.path, step=after, manifest=manifest, same=_SAME)
+            for line in self._writer.repaired:
+                print(f"ntkdyn: {self.path}: repaired: {line}", file=sys.stderr)
+        for group, arrays in fixed.items():
+            if not self._writer.has_arrays(group):
+                _write_fixed(self._writer, group, arrays)
+
+    def last_arrays(self) -> dict[str, tuple[int, dict[str, np.ndarray[Any, Any]]]]:
+        """What the run holds already: group -> its last step and the arrays of that step, static ones too."""
+        # Opening the writer has validated every file.
+        reader = RunReader.open(self.path, trusted=True)
+        found = {}
+        for group in reader.groups():
+            if reader.places(group):
+                names = [name for name in reader.names() if reader.owner(name)[0].group == group]
+                arrays = {name.removeprefix(f"{group}/"): reader.read_row(name, -1) for name in names}
+                found[group] = (int(reader.steps(group)[-1]), arrays)
+        return found
 
     def write(
         self,
@@ -75,6 +102,7 @@ class Recording:
         epoch: float | None,
         records: Mapping[str, Mapping[str, Any]],
         declarations: Mapping[str, tuple[Sequence[Field], Mapping[str, Any]]],
+        seconds: Mapping[str, float],
     ) -> None:
         """Commit one snapshot; groups seen for the first time are declared with their fields and attributes."""
         if self._writer is None:
@@ -84,12 +112,17 @@ class Recording:
                 fields, attributes = declarations[group]
                 self._writer.declare(group, fields, attributes=attributes)
                 self._declared.add(group)
-        self._writer.commit(step, epoch, records)
+        self._writer.commit(step, epoch, records, seconds=seconds)
 
     def finish(self, results: Mapping[str, float]) -> None:
         """Store results in run.json."""
         if self._writer is not None:
             self._writer.update(results={name: float(value) for name, value in results.items()})
+
+    def note(self, **entries: Any) -> None:
+        """Store further entries in run.json."""
+        if self._writer is not None:
+            self._writer.update(**entries)
 
     def close(self, status: str) -> None:
         """Set the status and close; idempotent. A finished run is packed."""
@@ -119,6 +152,20 @@ def git_commit(folder: Path) -> str | None:
         return next((line[0] for line in packed if len(line) == 2 and line[1] == reference), None)
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def _set_arrays(one: ProbeSet) -> dict[str, np.ndarray[Any, Any]]:
+    targets = {} if one.targets is None else {"targets": _array(one.targets)}
+    return _leaves("inputs", one.inputs) | targets
+
+
+def _digest(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _leaves(name: str, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:

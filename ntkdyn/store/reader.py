@@ -297,6 +297,24 @@ class RunReader:
         """
         return self.read_many([name])[name]
 
+    def read_row(self, name: str, index: int) -> Array:
+        """One snapshot of an array, [...], by its index among the steps of its group; a static array as it is.
+
+        Raises: UnknownName.  DamagedRecording: its CRC differs.  IndexError: there is no such snapshot.
+        """
+
+        def read() -> Array:
+            entry, field = self.owner(name)
+            if entry.is_static(field):
+                return self._read_many([name])[name]
+            place = self._places[entry.group][index]
+            source = self.sources[place.source]
+            steps = source.axes[entry.group][0].tolist()
+            with opened(source.path) as file:
+                return np.asarray(get_array(file, source.path, entry, field, steps, [place.row])[0])
+
+        return self._again(read)
+
     def read_many(self, names: Sequence[str]) -> dict[str, Array]:
         """Several arrays; each file is opened once."""
         return self._again(lambda: self._read_many(names))

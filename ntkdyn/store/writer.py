@@ -154,6 +154,10 @@ class RunWriter:
         self._declarations[group] = declaration
         self._written[group] = set()
 
+    def has_arrays(self, group: str) -> bool:
+        """Whether the arrays of a group without steps are in the run already."""
+        return group in self._declarations and not self._declarations[group].stepped
+
     def write_arrays(
         self,
         group: str,

@@ -1,0 +1,252 @@
+"""A training that is continued from a checkpoint leaves the recording that an uninterrupted one leaves."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ntkdyn as nd
+from ntkdyn.errors import ConfigurationError, LockedRecording, MissingRecording, RecordingExists
+from ntkdyn.gates import Gate
+from ntkdyn.results import Run
+from ntkdyn.store.repair import verify
+
+INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(7))
+TARGETS = torch.tensor([0, 1, 2, 0, 1])
+
+
+class Change:
+    """Distance of the outputs to those of the last snapshot; needs ``previous``."""
+
+    name = "change"
+
+    def fields(self, snapshot: nd.Snapshot) -> list[nd.Field]:
+        return [nd.Field(name="outputs", dims=("sample", "class"), shape=(5, 3)), nd.Field(name="distance"),
+                nd.Field(name="first", static=True)]  # fmt: skip
+
+    def measure(self, snapshot: nd.Snapshot) -> dict[str, Any]:
+        before = snapshot.previous("outputs")
+        outputs = snapshot.outputs
+        distance = 0.0 if before is None else float((outputs - torch.from_numpy(before)).norm())
+        return {"outputs": outputs, "distance": distance} | ({"first": snapshot.step} if before is None else {})
+
+
+class Training:
+    """A small network in training, with a recorder."""
+
+    def __init__(self, path: Path, **changes: Any) -> None:
+        torch.manual_seed(3)
+        self.model = nn.Sequential(nn.Linear(4, 6), Gate(6), nn.Linear(6, 3))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+        settings: dict[str, Any] = {
+            "probes": ["ntk", "gates", "units", nd.Watch(Change(), schedule=nd.every(3))],
+            "sets": {"test": (INPUTS, TARGETS)},
+            "path": path,
+            "schedule": nd.every(2),
+            "manifest": {"config": {"width": 6}},
+        } | changes
+        self.recorder = nd.Recorder(self.model, **settings)
+
+    def run(self, first: int, last: int, save_at: int | None = None) -> dict[str, Any] | None:
+        saved = None
+        with self.recorder.attach(self.optimizer):
+            for step in range(first, last):
+                generator = torch.Generator().manual_seed(step)
+                inputs, targets = torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator)
+                self.optimizer.zero_grad()
+                nn.functional.cross_entropy(self.model(inputs), targets).backward()
+                self.optimizer.step()
+                if step + 1 == save_at:
+                    saved = {
+                        "model": copy.deepcopy(self.model.state_dict()),
+                        "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+                        "recorder": json.loads(json.dumps(self.recorder.state_dict())),
+                    }
+        return saved
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.recorder.load_state_dict(saved["recorder"])
+
+
+def same(one: Run, other: Run) -> None:
+    assert one.names() == other.names()
+    for group in one.groups():
+        assert one.steps(group).tolist() == other.steps(group).tolist(), group
+    for name in one.names():
+        assert np.array_equal(one[name], other[name]), name
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Run:
+    """The recording of a training that was never interrupted."""
+    training = Training(tmp_path / "whole")
+    training.run(0, 13)
+    training.recorder.close()
+    return Run.open(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("save_at", [1, 4, 6, 9])
+@pytest.mark.parametrize("status", ["lost", "finished"])
+def test_a_continued_training_records_what_an_uninterrupted_one_does(
+    tmp_path: Path, whole: Run, save_at: int, status: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Training(tmp_path / "run")
+    saved = first.run(0, 11, save_at)
+    assert saved is not None
+    if status == "finished":
+        first.recorder.close()
+    else:
+        # As after a kill: the lock goes with the writer, and nothing is closed.
+        assert first.recorder._recording is not None
+        first.recorder._recording._writer._release()  # type: ignore[union-attr]
+    second = Training(tmp_path / "run")
+    second.load(saved)
+    second.run(save_at, 13)
+    second.recorder.close()
+    found = Run.open(tmp_path / "run")
+    same(found, whole)
+    assert [branch["after"] for branch in found.manifest["branches"]] == [save_at]
+    assert found.manifest["final_weights_sha256"] == whole.manifest["final_weights_sha256"]
+    assert verify(tmp_path / "run") == []
+    first.recorder._closed = True
+
+
+def test_resuming_again_and_again(tmp_path: Path, whole: Run) -> None:
+    training = Training(tmp_path / "run")
+    saved = training.run(0, 3, 2)
+    training.recorder.close("interrupted")
+    for first in (2, 4, 6, 8, 10):
+        assert saved is not None
+        training = Training(tmp_path / "run")
+        training.load(saved)
+        saved = training.run(first, 13 if first == 10 else first + 3, first + 2)
+        training.recorder.close("finished" if first == 10 else "interrupted")
+    same(Run.open(tmp_path / "run"), whole)
+
+
+def test_record_by_hand_continues(tmp_path: Path, whole: Run) -> None:
+    saved = Training(tmp_path / "run").run(0, 7, 5)
+    assert saved is not None
+    second = Training(tmp_path / "run")
+    second.load(saved)
+    for step in range(5, 13):
+        generator = torch.Generator().manual_seed(step)
+        inputs, targets = torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator)
+        second.optimizer.zero_grad()
+        nn.functional.cross_entropy(second.model(inputs), targets).backward()
+        second.optimizer.step()
+        second.recorder.record()
+    second.recorder.close()
+    found = Run.open(tmp_path / "run")
+    assert found.steps("ntk").tolist() == [0, 2, 4, 6, 8, 10, 12]
+    assert np.array_equal(found["ntk/test/kernel"], whole["ntk/test/kernel"][:7])
+
+
+def test_a_checkpoint_newer_than_the_recording_is_told(tmp_path: Path) -> None:
+    first = Training(tmp_path / "run")
+    saved = first.run(0, 9, 8)
+    first.recorder.close("interrupted")
+    for file in (tmp_path / "run" / "segments").glob("seg-0-*[6-9].h5"):
+        file.unlink()
+    second = Training(tmp_path / "run")
+    assert saved is not None
+    second.load(saved)
+    with pytest.warns(RuntimeWarning, match="step 8 is newer .* ntk/test at step 4 instead of 8, .*what lies"):
+        second.run(8, 12)
+    second.recorder.close()
+    assert Run.open(tmp_path / "run").steps("ntk").tolist() == [0, 2, 4, 10, 12]
+
+
+Spoil = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"manifest": {"config": {"width": 7}}}, "config.width was 6, is 7"),
+        ({"parameters": ["0.weight"]}, r"parameters was \[.*\], is \[\"0.weight\"\]"),
+        ({"sets": {"test": (INPUTS + 1, TARGETS)}}, "sets.probe_sets/test was .*, is"),
+        ({"sets": {"other": (INPUTS, TARGETS)}}, "sets.probe_sets/test was .*, is null"),
+    ],
+)
+def test_other_settings_are_refused_and_nothing_is_touched(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    first = Training(tmp_path / "run")
+    saved = first.run(0, 5, 4)
+    first.recorder.close()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    second = Training(tmp_path / "run", **changes)
+    assert saved is not None
+    second.load(saved)
+    with pytest.raises(ConfigurationError, match=message):
+        second.run(4, 6)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    saved = Training(tmp_path / "a").run(0, 5, 4)
+    assert saved is not None
+    other = Training(tmp_path / "b")
+    other.run(0, 2)
+    other.recorder.close()
+    second = Training(tmp_path / "b")
+    second.load(saved)
+    with pytest.raises(ConfigurationError, match="holds a run of another configuration: run was"):
+        second.run(4, 5)
+    third = Training(tmp_path / "c")
+    third.load(saved)
+    with pytest.raises(MissingRecording, match="found no run to continue"):
+        third.run(4, 5)
+    # Without a state the folder of a run is taken.
+    with pytest.raises(RecordingExists, match="already; nothing was touched"):
+        Training(tmp_path / "b").run(0, 1)
+
+
+def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:
+    first = Training(tmp_path / "run")
+    saved = first.run(0, 5, 4)
+    assert saved is not None
+    second = Training(tmp_path / "run")
+    second.load(saved)
+    with pytest.raises(LockedRecording, match="this very process"):
+        second.run(4, 5)
+    first.recorder.close()
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"step": 3}, {"format": "x", "run": "a", "step": 1, "watches": {}}, {"format": 1, "step": "x"}]
+)
+def test_what_is_no_state_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape("expected what state_dict() returned")):
+        Training(tmp_path / "run").recorder.load_state_dict(state)
+
+
+def test_a_state_comes_before_recording(tmp_path: Path) -> None:
+    training = Training(tmp_path / "run")
+    saved = training.run(0, 3, 2)
+    assert saved is not None
+    with pytest.raises(ConfigurationError, match="after recording began"):
+        training.recorder.load_state_dict(saved["recorder"])
+    training.recorder.close()
+
+
+def test_a_state_of_nothing_begins_anew(tmp_path: Path) -> None:
+    state = Training(tmp_path / "a").recorder.state_dict()
+    assert state["run"] is None
+    training = Training(tmp_path / "b")
+    training.recorder.load_state_dict(state)
+    training.run(0, 4)
+    training.recorder.close()
+    assert Run.open(tmp_path / "b").steps("ntk").tolist() == [0, 2, 4]
