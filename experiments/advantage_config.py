@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..datasets import Task
 
@@ -19,6 +19,8 @@ _OF_THE_ARM = ("intervention", "start_epoch", "data_order", *_OF_THE_LINEARIZATI
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+# TOML and JSON know lists only.
+Epochs = Annotated[tuple[Natural, ...], BeforeValidator(lambda value: tuple(value) if type(value) is list else value)]
 
 
 class AdvantageConfig(BaseModel):
@@ -34,7 +36,8 @@ class AdvantageConfig(BaseModel):
     ramp from latest_start learns, used from the start ("late-path": with its slopes). budget: equal ``epochs`` in
     total, or equal epochs after the switch. Where nothing is linearized these settings have their defaults.
     granularity: one slope a channel or a layer. data_order: another number is another stream of batches from
-    start_epoch on. split_seed: fixes split, test pairs and probe sets.
+    start_epoch on. split_seed: fixes split, test pairs and probe sets. checkpoint_epochs: epochs after which
+    training is saved, for ``ntkdyn record --resume``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
@@ -65,6 +68,7 @@ class AdvantageConfig(BaseModel):
     data_order: Natural = 0
     split_seed: Natural = 0
     probe_per_class: Positive = 10
+    checkpoint_epochs: Epochs = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -102,6 +102,7 @@ class _Setting:
         after_step: Callable[[int], None],
         recorder: Any = None,
         factory: RecorderFactory | None = None,
+        state: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """Train; the data stream is the trunk's up to ``switch`` and that of ``data_order`` from there on."""
         tail_steps = round(self.config.decay_share * self.config.epochs * self.steps_per_epoch)
@@ -123,6 +124,7 @@ class _Setting:
             after_step=after_step,
             recorder=recorder,
             factory=factory,
+            state=state,
         )
 
 
@@ -165,12 +167,18 @@ class NonlinearAdvantage:
             probes=_probes(setting),
             schedule=_schedule(setting, first_step),
             calibration=setting.calibration,
+            checkpoint_steps=[epoch * setting.steps_per_epoch for epoch in config.checkpoint_epochs],
         )
         arm = _Arm(setting, model)
         diverged = False
         try:
             arm.begin = _protocol(setting, start)
-            if first_step == setting.switch:
+            if recorder.resumed is not None:
+                first_step = recorder.resumed.step
+                # Before the network is restored: an owner of slopes counts from the dense network.
+                arm.resume(first_step, recorder.resumed.extra["experiment"])
+                recorder.resumed.restore(model, optimizer)
+            elif first_step == setting.switch:
                 arm.switch()
             setting.fit(
                 model,
@@ -181,6 +189,7 @@ class NonlinearAdvantage:
                 after_step=arm.after_step,
                 recorder=recording,
                 factory=recorder,
+                state=arm.state,
             )
         except DivergedTraining:
             diverged = True
@@ -214,6 +223,19 @@ class _Arm:
         if self.begin is not None:
             self._owner = self.begin(self._model)
             _learn_slopes(self._model, isinstance(self._owner, Linearizer))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside network and optimizer."""
+        return {"dense": self.dense, "owner": None if self._owner is None else self._owner.state_dict()}
+
+    def resume(self, step: int, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the network is given its own afterwards."""
+        self.dense = dict(state["dense"])
+        if state["owner"] is not None and self.begin is not None:
+            self._owner = self.begin(self._model)
+            self._owner.load_state_dict(state["owner"])
+            learning = isinstance(self._owner, Linearizer) and step < self._setting.switch + self._setting.ramp_steps
+            _learn_slopes(self._model, learning)
 
     def after_step(self, step: int) -> None:
         if self._owner is not None and not self._owner.done:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,22 @@ def load(path: str | Path) -> Checkpoint:
         )
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DamagedRecording(f"{path}: not a complete checkpoint ({type(error).__name__}: {error})") from error
+
+
+def latest(folder: str | Path) -> Checkpoint | None:
+    """The newest checkpoint in a folder ``checkpoints/`` that can be read; one that cannot is warned of.
+
+    One that was cut off while it was written does not count.
+    """
+    steps = [int(entry.name) for entry in Path(folder).glob("*") if entry.name.isdecimal()]
+    for step in sorted(steps, reverse=True):
+        place = Path(folder) / str(step)
+        if (place / "checkpoint.json").exists():
+            try:
+                return load(place)
+            except (DamagedRecording, StorageError) as error:
+                warnings.warn(f"{error}; an earlier checkpoint is taken", RuntimeWarning, stacklevel=3)
+    return None
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

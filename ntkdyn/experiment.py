@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -24,12 +26,14 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .clone import structural_clone
 from .datasets import Dataset, stream_seed
-from .errors import ConfigurationError, DivergedTraining
+from .errors import ConfigurationError, DivergedTraining, StorageError
 from .kernel.problem import default_forward
 from .progress import progress_bar
-from .recorder import Recorder, Watch
+from .recorder import Recorder, Watch, initial_state
 from .recorder.snapshots import has_running_norms, reestimate
 from .schedule import log_spaced
+from .store.manifest import refuse_differences
+from .store.reader import read_manifest
 
 DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
 
@@ -63,7 +67,10 @@ class RecorderFactory:
         probes: the user's probes; None leaves them to the experiment.
         schedule, log_spaced: the user's schedule, as a function or as a number of log-spaced steps; both None leave
             it to the experiment.
-        checkpoint_steps: steps after which ``fit`` saves a checkpoint.
+        checkpoint_steps: steps after which ``fit`` saves a checkpoint; the experiment's own are added when it asks for
+            its recorder.
+        resumed: checkpoint of this very run, from which the experiment must go on; None: begin.
+        recorder_state: what the recorder must load to continue the run in ``path``.
         manifest: further entries of run.json.
         progress: show a progress bar.
         recorders: those made so far.
@@ -74,6 +81,8 @@ class RecorderFactory:
     schedule: Callable[[int], bool] | None = None
     log_spaced: int | None = None
     checkpoint_steps: frozenset[int] = frozenset()
+    resumed: Checkpoint | None = None
+    recorder_state: Mapping[str, Any] | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
     recorders: list[Recorder] = field(default_factory=list)
@@ -90,8 +99,10 @@ class RecorderFactory:
         calibration: Any = None,
         loss: Any = None,
         forward: Any = None,
+        checkpoint_steps: Iterable[int] = (),
     ) -> Recorder:
         """Return the recorder; ``probes`` and ``schedule`` are the experiment's, which the user's win over."""
+        self.checkpoint_steps |= frozenset(checkpoint_steps)
         users = self.schedule
         if users is None and self.log_spaced is not None:
             users = log_spaced(1, total_steps, self.log_spaced)
@@ -110,6 +121,8 @@ class RecorderFactory:
             calibration=calibration,
             manifest=self.manifest,
         )
+        if self.recorder_state is not None:
+            recorder.load_state_dict(self.recorder_state)
         self.recorders.append(recorder)
         return recorder
 
@@ -148,6 +161,7 @@ def fit(
     after_step: Callable[[int], None] | None = None,
     recorder: Recorder | None = None,
     factory: RecorderFactory | None = None,
+    state: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Train from ``first_step`` to ``last_step``; starting from a checkpoint equals never having stopped, bit for bit.
 
@@ -157,6 +171,8 @@ def fit(
         after_step: called with the number of applied steps after each update and before the recorder looks.
         recorder: attached for the time of training.
         factory: where checkpoints go and which steps get one, and whether a progress bar is shown.
+        state: what the experiment needs beside model and optimizer to go on from a checkpoint; it finds it again under
+            ``factory.resumed.extra["experiment"]``.
         seed: torch's generator is seeded by (seed, epoch) at the start of every epoch, for Dropout and the like.
 
     Raises: DivergedTraining: the loss is not finite; the optimizer did not take that step.
@@ -164,6 +180,16 @@ def fit(
     folder = None if factory is None else factory.path / "checkpoints"
     saved_steps = frozenset() if factory is None else factory.checkpoint_steps
     step = first_step
+
+    def save() -> None:
+        # The first one of a run that goes on is the one that it goes on from.
+        if folder is None or step not in saved_steps or (step == first_step and factory and factory.resumed):
+            return
+        extra = {"recorder": None if recorder is None else recorder.state_dict(), "experiment": dict(state())}
+        try:
+            checkpoint.save(folder, step, model, optimizer, extra)
+        except StorageError as error:
+            warnings.warn(f"{error}; training goes on without this checkpoint", RuntimeWarning, stacklevel=3)
 
     def stepped(*_: Any) -> None:
         nonlocal step
@@ -179,8 +205,7 @@ def fit(
         bar = stack.enter_context(
             progress_bar(last_step, what="steps", done=first_step, shown=factory is not None and factory.progress)
         )
-        if folder is not None and step in saved_steps:
-            checkpoint.save(folder, step, model, optimizer)
+        save()
         model.train()
         data: Dataset | None = None
         while step < last_step:
@@ -204,8 +229,7 @@ def fit(
                 )
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            if folder is not None and step in saved_steps:
-                checkpoint.save(folder, step, model, optimizer)
+            save()
         bar.update(last_step - bar.n)
 
 
@@ -321,6 +345,7 @@ def run_experiment(
     parent: str | None = None,
     command: str = "",
     progress: bool = False,
+    resume: bool = False,
 ) -> Mapping[str, float]:
     """Do one complete run on disk and return its results; torch's global generator is left as it was.
 
@@ -329,6 +354,8 @@ def run_experiment(
         probes, schedule, log_spaced: win over the experiment's own choice.
         checkpoint_steps: steps of which ``path/checkpoints/<step>`` is saved.
         start, parent: checkpoint that the run branches from, and its path inside the sweep.
+        resume: go on with the run in ``path`` from its last checkpoint; a finished one is left as it is. Where there is
+            none yet, begin it.
 
     Raises: RecordingExists: path is not empty. ConfigurationError: the experiment made no recorder.
     """
@@ -342,6 +369,12 @@ def run_experiment(
     factory = RecorderFactory(
         Path(path), probes, schedule, log_spaced, checkpoint_steps, manifest=manifest, progress=progress
     )
+    if resume and (Path(path) / "run.json").exists():
+        recorded = read_manifest(Path(path))
+        refuse_differences(Path(path), recorded, manifest, ("experiment", "config", "seed"))
+        if recorded.get("status") == "finished":
+            return dict(recorded.get("results") or {})
+        _go_on(factory, str(recorded.get("run")))
     status = "failed"
     try:
         with torch.random.fork_rng():
@@ -356,3 +389,22 @@ def run_experiment(
         for recorder in factory.recorders:
             recorder.close(status)
     return results
+
+
+def _go_on(factory: RecorderFactory, run: str) -> None:
+    """Let a run go on from its newest checkpoint that can be read, or begin again where it has none."""
+    found = checkpoint.latest(factory.path / "checkpoints")
+    if found is None:
+        # Behind step -1 lies everything.
+        factory.recorder_state = initial_state(run)
+        where = "its beginning, as it has no checkpoint"
+    else:
+        state = found.extra.get("recorder")
+        if not isinstance(state, Mapping):
+            raise ConfigurationError(
+                f"{factory.path}: the checkpoint of step {found.step} holds no state of a recorder, expected one that "
+                "this run has written; begin anew in another folder"
+            )
+        factory.resumed, factory.recorder_state = found, state
+        where = f"the checkpoint of step {found.step}"
+    print(f"ntkdyn: {factory.path}: goes on from {where}; later snapshots are superseded", file=sys.stderr)

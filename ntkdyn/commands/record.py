@@ -21,7 +21,13 @@ from . import called
 @click.option("--every", type=click.IntRange(min=1), metavar="N", help="Record every N steps.")
 @click.option("--log-spaced", type=click.IntRange(min=1), metavar="COUNT", help="Record COUNT log-spaced steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder of the recording.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint, or begin it.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="New folder of the recording; with --resume its old one.",
+)
 def record(
     experiment: str,
     settings: tuple[str, ...],
@@ -30,11 +36,15 @@ def record(
     every: int | None,
     log_spaced: int | None,
     seed: int,
+    resume: bool,
     out: Path,
 ) -> None:
     """Train EXPERIMENT once and record it with probes into a new folder.
 
     EXPERIMENT is an installed name, file.py:object or package.module:object.
+
+    A run that was killed goes on with the same command and --resume, from the last of the checkpoints that its setting
+    checkpoint_epochs asked for; a finished one is left as it is.
 
     \b
     Example:
@@ -58,6 +68,7 @@ def record(
         log_spaced=log_spaced,
         command=called(),
         progress=True,
+        resume=resume,
     )
     for name, value in results.items():
         click.echo(f"{name:24} {value:.6g}")

@@ -414,6 +414,11 @@ class Recorder:
             )
 
 
+def initial_state(run: str) -> dict[str, Any]:
+    """State with which a recorder records a run in its folder all over again: everything there is superseded."""
+    return {"format": _STATE, "run": run, "step": -1, "watches": {}}
+
+
 def measure(
     model: nn.Module,
     probes: Sequence[Probe | str | Watch],

@@ -39,7 +39,8 @@ def refuse_differences(path: Path, recorded: Mapping[str, Any], now: Mapping[str
 
     Raises: ConfigurationError: names what differs, with both values.
     """
-    found = [text for name in names for text in _differences(name, recorded.get(name), now.get(name))]
+    safe = without_secrets(now)
+    found = [text for name in names for text in _differences(name, recorded.get(name), safe.get(name))]
     if found:
         more = f" and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""
         raise ConfigurationError(
