@@ -55,6 +55,11 @@ def write(descriptor: int, data: bytes | memoryview, offset: int) -> int:
     return os.pwrite(descriptor, data, offset)
 
 
+def truncate(descriptor: int, size: int) -> None:
+    """Set the length of an open file."""
+    os.ftruncate(descriptor, size)
+
+
 def fsync(descriptor: int) -> None:
     """Bring the bytes of an open file, or the entries of an open folder, to the disk."""
     os.fsync(descriptor)
@@ -180,7 +185,7 @@ class OutputFile(io.RawIOBase):
     def truncate(self, size: int | None = None) -> int:
         length = self._position if size is None else size
         try:
-            os.ftruncate(self._descriptor, length)
+            truncate(self._descriptor, length)
         except OSError as error:
             self._failure = self._failure or error
         return length

@@ -87,7 +87,7 @@ class RunWriter:
         files.make_folder(self.path)
         lock = Lock(self.path)
         try:
-            refuse_occupied(self.path, own=True)
+            refuse_occupied(self.path, locked=True)
             try:
                 files.claim(self.path / "run.json", dump_json(manifest, indent=1).encode())
             except FileExistsError as error:
@@ -304,19 +304,21 @@ class RunWriter:
         return Block(declaration, [step], [epoch], rows, statics)
 
 
-def refuse_occupied(path: Path, *, own: bool = False) -> None:
-    """Refuse a folder for a new run if it holds anything but the leftovers of a run that never began.
+def refuse_occupied(path: Path, *, locked: bool = False) -> None:
+    """Refuse a folder for a new run if it holds anything but the lock and leftovers of a run that never began.
 
-    Args: own: LOCK is our own.
+    Args: locked: the lock is the caller's.
     Raises: RecordingExists, and LockedRecording where a living process writes there.
     """
     if path.is_dir() and not path.is_symlink():
-        found = next((entry for entry in path.iterdir() if entry.name != LOCK), None)
+        # A lock is published by way of a temporary file, so that those say nothing before the lock has been asked for.
+        inside = (entry for entry in path.iterdir() if entry.name != LOCK)
+        found = next((entry for entry in inside if not entry.name.startswith(files.TEMPORARY)), None)
     else:
         found = path if path.exists() or path.is_symlink() else None
-    if not own and path.is_dir():
-        refuse_locked(path)
-    if found is not None and not (own and found.name.startswith(files.TEMPORARY)):
+    if found is not None:
+        if path.is_dir() and not locked:
+            refuse_locked(path)
         raise RecordingExists(f"{path} holds {found.name!r} already; nothing was touched; choose another folder")
 
 
