@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,10 +19,12 @@ from ..kernel.problem import default_forward
 from ..probe import Probe
 from ..store.files import check_name
 from .interruption import Interruption
+from .measurement import measure as measure
 from .observer import Observer, OnError, shared_attributes
 from .passes import Loss
 from .recording import Recording, weights_digest
-from .snapshots import BatchNorm, Forward, fixed_inputs, has_running_norms, probe_sets
+from .settings import check_choice, check_model, chosen_batchnorm
+from .snapshots import BatchNorm, Forward, fixed_inputs, probe_sets
 from .watches import Due, Watched, merged, watches_of
 from .watches import Watch as Watch
 
@@ -78,8 +79,8 @@ class Recorder:
         max_overhead: float | None = None,
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_model(model)
-        _choice("on_error", on_error, get_args(OnError))
+        check_model(model)
+        check_choice("on_error", on_error, get_args(OnError))
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ConfigurationError(f"Recorder: found steps_per_epoch={steps_per_epoch}, expected at least 1")
         if max_overhead is not None and not 0 < max_overhead < 1:
@@ -98,7 +99,7 @@ class Recorder:
             self._sets,
             forward=forward or default_forward,
             loss=loss,
-            batchnorm=_batchnorm(batchnorm, calibration is not None, model),
+            batchnorm=chosen_batchnorm(batchnorm, calibration is not None, model),
             calibration=self._calibration,
             parameters=parameters,
             on_error=on_error,
@@ -417,66 +418,6 @@ class Recorder:
 def initial_state(run: str) -> dict[str, Any]:
     """State with which a recorder records a run in its folder all over again: everything there is superseded."""
     return {"format": _STATE, "run": run, "step": -1, "watches": {}}
-
-
-def measure(
-    model: nn.Module,
-    probes: Sequence[Probe | str | Watch],
-    sets: Any,
-    *,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    batchnorm: BatchNorm | None = None,
-    calibration: Any = None,
-    parameters: Iterable[str] | None = None,
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Measure probes once, without a file; arguments as for ``Recorder``.
-
-    Returns: arrays by the names that they would have in a recording, e.g. "ntk/test/kernel".
-    Raises: ProbeError: a probe failed.  NondeterministicForward, ConfigurationError, UnknownName.
-    """
-    _check_model(model)
-    chosen = probe_sets(sets)
-    watches = watches_of(probes, None, chosen)
-    observer = Observer(
-        model,
-        chosen,
-        forward=forward or default_forward,
-        loss=loss,
-        batchnorm=_batchnorm(batchnorm, calibration is not None, model),
-        calibration=None if calibration is None else fixed_inputs(calibration, "calibration"),
-        parameters=parameters,
-        on_error="raise",
-    )
-    records = observer.observe(0, None, watches)
-    return {f"{group}/{name}": array for group, arrays in records.items() for name, array in arrays.items()}
-
-
-def _choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"Recorder: found {name}={value!r}, expected one of {', '.join(map(repr, choices))}")
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        found = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise ConfigurationError(f"Recorder: found {found} as model, expected a torch.nn.Module")
-
-
-def _batchnorm(chosen: BatchNorm | None, calibrated: bool, model: nn.Module) -> BatchNorm:
-    if chosen is not None:
-        _choice("batchnorm", chosen, get_args(BatchNorm))
-        if chosen == "reestimate" and not calibrated:
-            raise ConfigurationError("Recorder: found batchnorm='reestimate' without data, expected calibration=inputs")
-        return chosen
-    if not calibrated and has_running_norms(model):
-        warnings.warn(
-            "BatchNorm is recorded with its running statistics, which are those of nothing at step 0; give "
-            "calibration=inputs, or batchnorm='running' to keep them",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return "reestimate" if calibrated else "running"
 
 
 def _is_first_process() -> bool:
