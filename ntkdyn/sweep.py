@@ -24,8 +24,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from .configuration import configure, parse_assignment, parse_value
 from .errors import ConfigurationError, NtkdynError, RecordingExists
-from .experiment import configure, parse_assignment, parse_value, run_experiment
+from .experiment import run_experiment
 from .plugins import load_experiment
 from .progress import progress_bar
 from .store.files import make_folder, publish, replace

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {
     "errors": 0, "progress": 0,
-    "probe": 1, "gates": 1, "schedule": 1, "clone": 1, "conversion": 1,
+    "probe": 1, "gates": 1, "configuration": 1, "schedule": 1, "clone": 1, "conversion": 1,
     "call_sites": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
     "linearization": 3, "plugins": 3, "checkpoint": 3, "theory": 3,

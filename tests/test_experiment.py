@@ -14,17 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkdyn.checkpoint import load
+from ntkdyn.configuration import configure, parse_assignment, parse_settings
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import ConfigurationError, DivergedTraining, RecordingExists
 from ntkdyn.experiment import (
     RecorderFactory,
     adam,
-    configure,
     evaluate,
     fit,
     linear_tail,
-    parse_assignment,
-    parse_settings,
     run_experiment,
 )
 from ntkdyn.results import Run

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ntkdyn.checkpoint import Checkpoint, load
+from ntkdyn.configuration import configure
 from ntkdyn.errors import ConfigurationError
-from ntkdyn.experiment import Experiment, configure, run_experiment
+from ntkdyn.experiment import Experiment, run_experiment
 from ntkdyn.experiments.advantage_config import AdvantageConfig
 from ntkdyn.experiments.networks import GatedMLP
 from ntkdyn.experiments.nonlinear_advantage import NonlinearAdvantage

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ntkdyn.experiment import configure, run_experiment
+from ntkdyn.configuration import configure
+from ntkdyn.experiment import run_experiment
 from ntkdyn.plugins import load_experiment
 from ntkdyn.results import Run
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ntkdyn.configuration import configure
 from ntkdyn.errors import ConfigurationError
-from ntkdyn.experiment import configure, run_experiment
+from ntkdyn.experiment import run_experiment
 from ntkdyn.experiments import nonlinear_advantage
 from ntkdyn.experiments.advantage_config import AdvantageConfig
 from ntkdyn.experiments.nonlinear_advantage import NonlinearAdvantage

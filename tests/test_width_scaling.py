@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import ntkdyn as nd
+from ntkdyn.configuration import configure
 from ntkdyn.datasets import stream_seed
 from ntkdyn.errors import ConfigurationError
-from ntkdyn.experiment import configure, run_experiment
+from ntkdyn.experiment import run_experiment
 from ntkdyn.experiments.networks import GatedMLP
 from ntkdyn.experiments.width_scaling import WidthScaling, WidthScalingConfig
 from ntkdyn.results import Run

@@ -54,7 +54,8 @@ def record(
     if every is not None and log_spaced is not None:
         raise click.UsageError("--every and --log-spaced: found both, expected one schedule; drop one of them")
     from .. import schedule as schedules
-    from ..experiment import parse_settings, run_experiment
+    from ..configuration import parse_settings
+    from ..experiment import run_experiment
     from ..plugins import load_experiment, load_probe
 
     chosen = load_experiment(experiment)
