@@ -14,6 +14,7 @@ from .errors import DamagedRecording, MissingRecording, UndefinedMeasure, Unknow
 from .plugins import load_study
 from .probe import Field
 from .store import files
+from .store.compact import costs_of
 from .store.declare import coordinate_array, folder_of
 from .store.reader import RunReader, files_of, read_manifest
 from .store.verify import MAX_BYTES, MAX_RATIO, is_own, validate
@@ -89,6 +90,24 @@ class Run:
     def results(self) -> dict[str, float]:
         """Final numbers of the experiment; NaN where a value does not exist."""
         return dict(self.manifest.get("results") or {})
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """What recording cost, by group: snapshots, seconds of measuring, bytes, and the share of the run's time.
+
+        The share is of the seconds from the first snapshot to the last, over all resumptions; NaN where these are 0.
+        Superseded snapshots have cost their share too.
+        """
+        noted = costs_of(self._reader.sources)
+        elapsed = noted["elapsed"]
+        return {
+            group: {
+                "snapshots": count,
+                "seconds": seconds,
+                "bytes": size,
+                "share": seconds / elapsed if elapsed > 0 else float("nan"),
+            }
+            for group, (count, seconds, size) in sorted(noted["costs"].items())
+        }
 
     def groups(self) -> list[str]:
         """Groups with a step axis: "ntk/test", "units", …"""

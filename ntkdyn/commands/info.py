@@ -50,6 +50,7 @@ def _run_lines(run: Run) -> list[str]:
             lines.append(f"  {key}: {_short(value)}")
     lines.append("groups")
     lines += [f"  {group}: {_span(run, group)}" for group in run.groups()] or ["  none"]
+    lines += _cost_lines(run)
     lines.append("arrays")
     for name in run.names():
         field = run.field(name)
@@ -60,6 +61,27 @@ def _run_lines(run: Run) -> list[str]:
         lines.append(f"  {name} [{axes}] {field.dtype} unit {field.unit}" + ("" if stepped else ", static"))
     if not run.names():
         lines.append("  none")
+    return lines
+
+
+def _cost_lines(run: Run) -> list[str]:
+    costs = run.costs()
+    if not costs:
+        return []
+    skipped = run.manifest.get("skipped") or {}
+    lines = ["costs"]
+    for group, cost in costs.items():
+        size = cost["bytes"] / 2**20
+        line = f"  {group}: {cost['snapshots']:.0f} snapshots, {cost['seconds']:.2f} s, {size:.2f} MiB"
+        lines.append(f"{line}, {cost['share']:.1%} of the time" if cost["share"] == cost["share"] else line)
+    total = sum(cost["share"] for cost in costs.values())
+    if total == total:
+        lines.append(f"  all: {sum(cost['seconds'] for cost in costs.values()):.2f} s, {total:.1%} of the time")
+    if isinstance(skipped, dict):
+        limit = run.manifest.get("max_overhead")
+        lines += [
+            f"  {name}: {count} scheduled snapshots skipped, max_overhead={limit}" for name, count in skipped.items()
+        ]
     return lines
 
 

@@ -91,11 +91,11 @@ def costs_of(sources: Sequence[Source]) -> dict[str, Any]:
     costs: dict[str, list[float]] = {}
     elapsed: dict[tuple[int, ...], float] = {}
     for source in sources:
-        for group, numbers in source.facts.get("costs", {}).items():
+        for group, numbers in source.facts["costs"].items():
             before = costs.setdefault(group, [0, 0.0, 0])
             costs[group] = [a + b for a, b in zip(before, numbers, strict=True)]
         # Each branch has a clock of its own.
-        last = float(source.facts.get("elapsed", 0.0))
+        last = source.facts["elapsed"]
         elapsed[source.branch] = max(elapsed.get(source.branch, 0.0), last)
     return {"costs": costs, "elapsed": sum(elapsed.values())}
 

@@ -65,7 +65,13 @@ class Source:
                 if entry.is_static(field) and entry.path(field) in file
             )
             branch = tuple(int(step) for step in recording.get("branch", ()))
-            return Source(path, declarations, axes, statics, branch, recording)
+            # What a stranger wrote there must be numbers before anybody adds them up.
+            costs = {
+                str(group): [int(count), float(seconds), int(size)]
+                for group, (count, seconds, size) in dict(recording.get("costs", {})).items()
+            }
+            facts = {**recording, "costs": costs, "elapsed": float(recording.get("elapsed", 0.0))}
+            return Source(path, declarations, axes, statics, branch, facts)
 
     def rows_behind(self, branches: tuple[int, ...]) -> float:
         """Last step of this file that later resumptions leave valid, infinity where there are none."""

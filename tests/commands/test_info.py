@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -26,7 +28,8 @@ def run(tmp_path: Path) -> RunWriter:
     kernel = Field(name="kernel", dims=("sample", "sample_2"), shape=(4, 4))
     recording.declare("ntk/test", [kernel, Field(name="total", dtype="i8", static=True)])
     for step in (0, 50):
-        recording.commit(step, step / 10, {"ntk/test": {"kernel": np.eye(4), "total": 3}})
+        records = {"ntk/test": {"kernel": np.eye(4), "total": 3}}
+        recording.commit(step, step / 10, records, seconds={"ntk/test": 0.25})
     return recording
 
 
@@ -42,6 +45,21 @@ def test_run(run: RunWriter, capsys: pytest.CaptureFixture[str], packed: bool) -
     assert "width = 8" in text
     assert ("test_accuracy = 0.75" in text) == packed
     assert "\x1b" not in text
+    assert "ntk/test: 2 snapshots, 0.50 s, 0.00 MiB, " in text
+    assert "% of the time" in text
+
+
+def test_costs_of_a_stranger_that_are_no_numbers(run: RunWriter, capsys: pytest.CaptureFixture[str]) -> None:
+    (segment,) = (run.path / "segments").glob("seg-0-000000000000*")
+    with h5py.File(segment, "r+") as file:
+        recording = json.loads(file.attrs["recording"])
+        recording["costs"] = {"ntk/test": ["x", None, {}]}
+        file.attrs["recording"] = json.dumps(recording)
+        file.attrs["crc32"] = np.uint32(zlib.crc32(json.dumps(recording).encode()))
+    status, text = _info(run.path, capsys)
+    assert status == 1
+    assert "is damaged or no recording" in text
+    assert len(text.splitlines()) == 1
 
 
 def test_sweep(tmp_path: Path, run: RunWriter, capsys: pytest.CaptureFixture[str]) -> None:
