@@ -21,7 +21,7 @@ import pytest
 
 from ntkdyn.errors import ConfigurationError, NtkdynError, ProbeError, RecordingExists, ShapeError
 from ntkdyn.probe import Field
-from ntkdyn.store import files, outbox
+from ntkdyn.store import files, outbox, segment
 from ntkdyn.store.reader import RunReader
 from ntkdyn.store.writer import RunWriter
 
@@ -320,3 +320,30 @@ def test_reading_while_writing(tmp_path: Path) -> None:
             seen = count
     thread.join()
     assert RunReader.open(tmp_path / "run").steps("p").tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_large_segments_are_streamed(
+    tmp_path: Path, start: Start, records: Records, monkeypatch: pytest.MonkeyPatch, kernel_at: Any, refuse: bool
+) -> None:
+    monkeypatch.setattr(segment, "STREAMED_BYTES", 0)
+    recording = start(tmp_path / "run")
+    real = files.write
+    if refuse:
+
+        def full(descriptor: int, data: Any, offset: int) -> int:
+            if offset > 2000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(descriptor, data, offset)
+
+        monkeypatch.setattr(files, "write", full)
+        with pytest.warns(RuntimeWarning, match="No space left on device.*tried again"):
+            assert not recording.commit(0, 0.0, records(0))
+        assert not list((tmp_path / "run").rglob(f"{files.TEMPORARY}*"))
+        monkeypatch.setattr(files, "write", real)
+    else:
+        assert recording.commit(0, 0.0, records(0))
+    assert recording.commit(4, 1.0, records(4))
+    reader = RunReader.open(tmp_path / "run")
+    assert reader.steps("ntk/test").tolist() == [0, 4]
+    assert np.array_equal(reader.read("ntk/test/kernel"), [kernel_at(0), kernel_at(4)])
