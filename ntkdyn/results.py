@@ -17,6 +17,7 @@ from .store import files
 from .store.compact import costs_of
 from .store.declare import coordinate_array, folder_of
 from .store.reader import RunReader, files_of, read_manifest
+from .store.recorded_array import RecordedArray
 from .store.verify import MAX_BYTES, MAX_RATIO, is_own, validate
 
 if TYPE_CHECKING:
@@ -137,6 +138,15 @@ class Run:
 
     def __getitem__(self, name: str) -> Array:
         return self._reader.read(name)
+
+    def lazy(self, name: str) -> RecordedArray:
+        """An array of which only the snapshots are read that are asked for.
+
+        >>> run.lazy("ntk/test/kernel").at(step=100)              # doctest: +SKIP
+
+        Raises: UnknownName: no such array with steps.
+        """
+        return RecordedArray(self._reader, name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._reader.names()

@@ -308,18 +308,36 @@ class RunReader:
 
         Raises: UnknownName.  DamagedRecording: its CRC differs.  IndexError: there is no such snapshot.
         """
+        entry, _ = self.owner(name)
+        return self.read(name) if entry.is_static(self.field(name)) else np.asarray(self.read_rows(name, [index])[0])
 
-        def read() -> Array:
-            entry, field = self.owner(name)
-            if entry.is_static(field):
-                return self._read_many([name])[name]
-            place = self._places[entry.group][index]
-            source = self.sources[place.source]
+    def read_rows(self, name: str, indices: Sequence[int]) -> Array:
+        """Some snapshots of an array, [k, ...], by their indices among the steps of its group, in that order.
+
+        Only their bytes are read, and their CRCs compared.
+
+        Raises: UnknownName: no such array with steps.  DamagedRecording.  IndexError: there is no such snapshot.
+        """
+        return self._again(lambda: self._read_rows(name, indices))
+
+    def _read_rows(self, name: str, indices: Sequence[int]) -> Array:
+        entry, field = self.owner(name)
+        places = self.places(entry.group)
+        wanted = [places[index] for index in indices]
+        by_source: dict[int, list[int]] = {}
+        for position, place in enumerate(wanted):
+            by_source.setdefault(place.source, []).append(position)
+        found = np.empty((len(wanted), *field.shape), np.dtype(object if field.dtype == "str" else field.dtype))
+        for number, positions in by_source.items():
+            source = self.sources[number]
             steps = source.axes[entry.group][0].tolist()
+            # HDF5 takes rising rows only, each once.
+            rows = sorted({wanted[position].row for position in positions})
             with opened(source.path) as file:
-                return np.asarray(get_array(file, source.path, entry, field, steps, [place.row])[0])
-
-        return self._again(read)
+                data = get_array(file, source.path, entry, field, steps, rows)
+            at = {row: index for index, row in enumerate(rows)}
+            found[positions] = data[[at[wanted[position].row] for position in positions]]
+        return found.astype(str) if field.dtype == "str" else found
 
     def read_many(self, names: Sequence[str]) -> dict[str, Array]:
         """Several arrays; each file is opened once."""
