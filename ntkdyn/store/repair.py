@@ -37,7 +37,9 @@ class Finding:
 
 
 def recording_files(folder: Path) -> list[Path]:
-    """run.h5, segments and superseded rows of a run."""
+    """run.h5, segments and superseded rows of a run; the file itself where a run.h5 alone is given."""
+    if folder.is_file():
+        return [folder]
     inside = [entry for name in ("segments", SUPERSEDED) for entry in sorted((folder / name).glob("*.h5"))]
     packed = folder / "run.h5"
     return [*([packed] if packed.exists() else []), *(e for e in inside if not e.name.startswith(files.TEMPORARY))]
@@ -53,20 +55,24 @@ def temporaries(folder: Path) -> list[Path]:
 def verify(path: str | Path) -> list[Finding]:
     """Check every byte of a run: structure and CRCs of all files, the manifest, leftovers. Nothing is changed.
 
-    A live run may be verified; what its writer removes meanwhile is no finding.
+    ``path`` is the folder of a run, or a run.h5 alone. A live run may be verified; what its writer removes meanwhile is
+    no finding.
 
     Raises: MissingRecording, DamagedRecording: there is no run.
     """
-    folder = _folder(path)
+    folder = Path(path) if Path(path).is_file() else _folder(path)
     findings = [
         Finding(entry, str(problem), harmless=False)
         for entry, problem in examine(recording_files(folder)).items()
         if problem is not None and not isinstance(problem, MissingRecording)
     ]
+    if folder.is_file():
+        return findings
     try:
         read_manifest(folder)
     except FileNotFoundError:
-        findings.append(Finding(folder / "run.json", f"{folder / 'run.json'} is missing", harmless=False))
+        there = (folder / "run.h5").exists()
+        findings.append(Finding(folder / "run.json", f"{folder / 'run.json'} is missing", harmless=there))
     except NtkdynError as error:
         findings.append(Finding(folder / "run.json", str(error), harmless=False))
     owner = owner_of(folder)

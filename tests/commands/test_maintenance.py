@@ -122,6 +122,23 @@ def test_a_rule_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert (tmp_path / "run" / "run.h5").read_bytes() == content
 
 
+def test_a_packed_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(tmp_path / "run").close()
+    alone = tmp_path / "run" / "run.h5"
+    assert command(capsys, "verify", alone)[:2] == (0, f"{alone}: 1 files, sound\n")
+    (tmp_path / "run" / "run.json").unlink()
+    status, out, _ = command(capsys, "verify", tmp_path / "run")
+    assert status == 0
+    assert "leftover: " in out
+    content = bytearray(alone.read_bytes())
+    content[len(content) // 2] ^= 255
+    alone.write_bytes(content[:-7])
+    status, out, err = command(capsys, "verify", alone)
+    assert status == 1
+    assert "is damaged" in out
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["verify", "repair", "pack"])
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (tmp_path / "file").write_text("x")
