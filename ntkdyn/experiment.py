@@ -30,8 +30,7 @@ from .progress import progress_bar
 from .recorder import Recorder, Watch, initial_state
 from .recorder.snapshots import has_running_norms, reestimate
 from .schedule import log_spaced
-from .store.manifest import refuse_differences
-from .store.reader import read_manifest
+from .store.manifest import read_manifest, refuse_differences
 
 DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
 

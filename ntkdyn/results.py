@@ -16,7 +16,8 @@ from .probe import Field
 from .store import files
 from .store.compact import costs_of
 from .store.declare import coordinate_array, folder_of
-from .store.reader import RunReader, files_of, read_manifest
+from .store.manifest import read_manifest
+from .store.reader import RunReader, files_of
 from .store.recorded_array import RecordedArray
 from .store.verify import MAX_BYTES, MAX_RATIO, is_own, validate
 

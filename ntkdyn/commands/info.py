@@ -102,7 +102,7 @@ def _short(value: Any) -> str:
 def _sweep_lines(path: Path) -> list[str]:
     from ..errors import DamagedRecording
     from ..store.files import read
-    from ..store.reader import read_manifest
+    from ..store.manifest import read_manifest
     from ..store.segment import load_json
 
     try:

@@ -1,4 +1,4 @@
-"""run.json: what is masked before it is written, and what must be the same when a run is continued."""
+"""run.json: how it is read, what is masked in it, and what must be the same when a run is continued."""
 
 from __future__ import annotations
 
@@ -7,13 +7,51 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigurationError
-from .segment import dump_json
+from ..errors import ConfigurationError, DamagedRecording
+from . import files
+from .segment import dump_json, load_json
 
 _SECRET = re.compile(r"(token|secret|password|key$)", re.IGNORECASE)
 _SECRET_IN_COMMAND = re.compile(r"([^\s=]*(?:token|secret|password|key)[^\s=]*[=\s]+)(\S+)", re.IGNORECASE)
 _MASK = "***"
 _MOST_DIFFERENCES = 5
+_MANIFEST_BYTES = 64 * 2**20
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return run.json of a folder as a mapping.
+
+    Raises: DamagedRecording: no JSON mapping, or absurdly large.  FileNotFoundError.
+    """
+    target = path / "run.json"
+    problem = None
+    manifest: Any = None
+    if target.stat().st_size > _MANIFEST_BYTES:
+        problem = f"{target.stat().st_size} bytes, expected at most {_MANIFEST_BYTES}"
+    else:
+        try:
+            manifest = load_json(files.read(target))
+        except ValueError as error:
+            problem = f"no valid JSON ({error}), expected the manifest of a run"
+        else:
+            if not isinstance(manifest, dict):
+                problem = f"a JSON {type(manifest).__name__}, expected a mapping"
+    if problem is not None:
+        raise DamagedRecording(f"{target} is damaged: found {problem}; restore it from a copy")
+    return dict(manifest)
+
+
+def resumed_after(manifest: Mapping[str, Any]) -> list[int]:
+    """Steps after which a run was resumed, as its manifest has them.
+
+    Raises: DamagedRecording: the manifest is none that ntkdyn writes.
+    """
+    try:
+        return [int(branch["after"]) for branch in manifest.get("branches", ())]
+    except (TypeError, ValueError, KeyError, OverflowError):
+        raise DamagedRecording(
+            "the manifest is damaged: found branches that are no list of {'after': step}; restore run.json from a copy"
+        ) from None
 
 
 def without_secrets(entries: Mapping[str, Any]) -> dict[str, Any]:

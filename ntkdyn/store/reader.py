@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import DamagedRecording, MissingRecording, UnknownName, UntrustedFile
 from ..probe import Field
 from . import files
+from .manifest import read_manifest, resumed_after
 from .segment import (
     Array,
     Declaration,
@@ -26,13 +27,11 @@ from .segment import (
     get_axis,
     get_declarations,
     get_recording,
-    load_json,
     opened,
 )
 from .verify import MAX_BYTES, MAX_RATIO, is_own, validate
 
 _ATTEMPTS = 30
-_MANIFEST_BYTES = 64 * 2**20
 _Result = TypeVar("_Result")
 
 
@@ -109,42 +108,6 @@ def files_of(path: Path) -> list[Path]:
             f"{path} is no run: found {content}, expected run.json; give the folder of a run or a run.h5"
         )
     return [*([packed] if packed.exists() else []), *segments]
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return run.json of a folder as a mapping.
-
-    Raises: DamagedRecording: no JSON mapping, or absurdly large.  FileNotFoundError.
-    """
-    target = path / "run.json"
-    problem = None
-    manifest: Any = None
-    if target.stat().st_size > _MANIFEST_BYTES:
-        problem = f"{target.stat().st_size} bytes, expected at most {_MANIFEST_BYTES}"
-    else:
-        try:
-            manifest = load_json(files.read(target))
-        except ValueError as error:
-            problem = f"no valid JSON ({error}), expected the manifest of a run"
-        else:
-            if not isinstance(manifest, dict):
-                problem = f"a JSON {type(manifest).__name__}, expected a mapping"
-    if problem is not None:
-        raise DamagedRecording(f"{target} is damaged: found {problem}; restore it from a copy")
-    return dict(manifest)
-
-
-def resumed_after(manifest: Mapping[str, Any]) -> list[int]:
-    """Steps after which a run was resumed, as its manifest has them.
-
-    Raises: DamagedRecording: the manifest is none that ntkdyn writes.
-    """
-    try:
-        return [int(branch["after"]) for branch in manifest.get("branches", ())]
-    except (TypeError, ValueError, KeyError, OverflowError):
-        raise DamagedRecording(
-            "the manifest is damaged: found branches that are no list of {'after': step}; restore run.json from a copy"
-        ) from None
 
 
 class RunReader:

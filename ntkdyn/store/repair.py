@@ -18,7 +18,8 @@ from ..errors import DamagedRecording, MissingRecording, NtkdynError
 from . import files
 from .lock import NAME as LOCK
 from .lock import Lock, owner_of, refuse_locked
-from .reader import Source, read_manifest, resumed_after
+from .manifest import read_manifest, resumed_after
+from .reader import Source
 from .segment import FORMAT, Array, Declaration, dump_json, opened
 from .verify import examine
 
