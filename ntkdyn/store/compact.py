@@ -46,11 +46,10 @@ Sums = dict[str, Array]
 
 def merge(
     sources: Sequence[Source], target: Path, *, level: int, keep: Callable[[int, int], bool] = lambda source, step: True
-) -> bool:
+) -> None:
     """Publish the rows of several files of one branch as one segment, by rising step; the files stay.
 
-    Args: keep: (index of the source, step) -> whether the row is wanted.
-    Returns: False where no row is wanted; nothing is written then.
+    Args: keep: (index of the source, step) -> whether the row is wanted. Where none is, nothing is written.
     Raises: DamagedRecording: a source differs from its CRCs.  StorageError.
     """
     declarations: dict[str, Declaration] = {}
@@ -66,7 +65,7 @@ def merge(
                 if step not in taken and keep(number, step):
                     rows.setdefault(group, []).append((step, epoch, number, row))
     if not any(rows.values()) and not any(source.statics for source in sources):
-        return False
+        return
     facts = {
         "declarations": {group: entry.to_json() for group, entry in declarations.items()},
         "branch": list(sources[0].branch),
@@ -83,7 +82,6 @@ def merge(
                 _Merging(file, origins, sources, entry, sorted(rows.get(entry.group, ())), output.check, sums).run()
         output.sync()
         compare_sums(output.path, sums)
-    return True
 
 
 def costs_of(sources: Sequence[Source]) -> dict[str, Any]:

@@ -30,13 +30,14 @@ NAME = "LOCK"
 _PATIENCE = 0.5
 
 
-def _process_start(process: int) -> str | None:
-    """Start time of a process in ticks since the boot, None where it is gone or the system does not tell."""
+def _state_and_start(process: int) -> tuple[str, str | None]:
+    """State letter of a process and its start time in ticks since the boot; "", None where the system does not tell."""
     try:
         # After the name of the program, which may hold spaces and brackets.
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], fields[19]
     except (OSError, IndexError):
-        return None
+        return "", None
 
 
 def _text(path: str) -> str | None:
@@ -53,7 +54,7 @@ def _myself() -> dict[str, Any]:
         # The same number is another process in another container.
         "processes": _text("/proc/self/ns/pid"),
         "pid": os.getpid(),
-        "started": _process_start(os.getpid()),
+        "started": _state_and_start(os.getpid())[1],
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -65,12 +66,9 @@ def _is_alive(process: int, started: str | None) -> bool:
         return False
     except (OSError, OverflowError):  # somebody else's process
         pass
+    state, found = _state_and_start(process)
     # A zombie has ended; a number is given to new processes after a while.
-    found = _process_start(process)
-    with suppress(OSError, IndexError):
-        if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
-            return False
-    return found == started or found is None or started is None
+    return state not in ("Z", "X") and (found == started or found is None or started is None)
 
 
 def owner_of(folder: Path) -> dict[str, Any] | None:
@@ -103,7 +101,7 @@ def _named(owner: dict[str, Any]) -> str:
     if not owner:
         return "another process, which left no readable name"
     who = f"process {owner['pid']} on host {owner.get('host')!r}"
-    own = owner["pid"] == os.getpid() and owner.get("started") == _process_start(os.getpid())
+    own = owner["pid"] == os.getpid() and owner.get("started") == _state_and_start(os.getpid())[1]
     return f"{who} since {owner.get('since')}{' (this very process)' if own else ''}"
 
 
@@ -112,12 +110,18 @@ def refuse_locked(folder: Path) -> None:
 
     Raises: LockedRecording: names the owner.
     """
-    owner = owner_of(folder)
-    if owner and _is_dead(owner, (folder / NAME).absolute()) is False:
+    _refuse_living(folder, owner_of(folder))
+
+
+def _refuse_living(folder: Path, owner: dict[str, Any] | None) -> bool | None:
+    """Whether the owner has ended, None where that cannot be seen from here; one that lives is refused."""
+    dead = None if owner is None else _is_dead(owner, (folder / NAME).absolute())
+    if owner and dead is False:
         raise LockedRecording(
             f"{folder} is being written by {_named(owner)}; nothing was touched; "
             "wait for its end, or choose another folder"
         )
+    return dead
 
 
 class Lock:
@@ -132,14 +136,12 @@ class Lock:
         with _one_at_a_time(folder):
             owner = owner_of(folder)
             held = self._is_held()
-            dead = None if owner is None else _is_dead(owner, self._path)
-            refuse_locked(folder)
+            dead = _refuse_living(folder, owner)
             if (held and not dead) or (owner and dead is None and not force):
                 raise LockedRecording(
                     f"{folder} is or was being written by {_named(owner or {})}, which cannot be seen from here; "
                     f"nothing was touched; once it has ended, run ntkdyn repair --unlock {folder}"
                 )
-            self.was_stale = owner is not None
             self._descriptor = self._take()
         self._process = os.getpid()
         _held.add(self)
@@ -163,7 +165,7 @@ class Lock:
 
     def _take(self) -> int:
         """Publish a LOCK of our own in place of a stale one; its descriptor carries the flock."""
-        with files.claimed_name(self._path) as (temporary, descriptor):
+        with files.open_temporary(self._path) as (temporary, descriptor):
             if fcntl is not None:
                 with suppress(OSError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

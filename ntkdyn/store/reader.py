@@ -271,8 +271,8 @@ class RunReader:
 
         Raises: UnknownName.  DamagedRecording: its CRC differs.  IndexError: there is no such snapshot.
         """
-        entry, _ = self.owner(name)
-        return self.read(name) if entry.is_static(self.field(name)) else np.asarray(self.read_rows(name, [index])[0])
+        entry, field = self.owner(name)
+        return self.read(name) if entry.is_static(field) else np.asarray(self.read_rows(name, [index])[0])
 
     def read_rows(self, name: str, indices: Sequence[int]) -> Array:
         """Some snapshots of an array, [k, ...], by their indices among the steps of its group, in that order.

@@ -150,6 +150,8 @@ def test_merging_wants_one_branch_and_rising_steps(tmp_path: Path) -> None:
     record(writer, range(4))
     sources = [Source.open(path) for path in sorted((tmp_path / "run" / "segments").glob("*.h5"))]
     target = tmp_path / "merged.h5"
-    assert not compact.merge(sources[1:], target, level=1, keep=lambda source, step: False) or target.exists()
+    # The second source has no static arrays, which would have to be kept.
+    compact.merge(sources[1:2], target, level=1, keep=lambda source, step: False)
+    assert not target.exists()
     compact.merge(sources[::-1], target, level=1, keep=lambda source, step: step != 2)
     assert Source.open(target).axes["units"][0].tolist() == [0, 1, 3]
