@@ -76,6 +76,10 @@ class DamagedRecording(NtkdynError, OSError):
     """A file is not a recording of ntkdyn, or its content does not match its checksums."""
 
 
+class NewerRecording(NtkdynError, ValueError):
+    """A later version of ntkdyn wrote the recording; nothing in it was touched."""
+
+
 class UntrustedFile(NtkdynError, PermissionError):
     """A file asks for something that a recording never needs (external link, huge array, foreign filter)."""
 

@@ -73,13 +73,11 @@ class Recording:
             "sets": {group: _digest(arrays) for group, arrays in fixed.items()},
         }
         manifest = own | dict(facts) | dict(self._manifest)
-        if after is None:
-            self._writer = RunWriter(self.path, manifest)
-        else:
+        if after is not None:
             manifest |= {"run": run}
-            self._writer = RunWriter.resume(self.path, step=after, manifest=manifest, same=_SAME)
-            for line in self._writer.repaired:
-                print(f"ntkdyn: {self.path}: repaired: {line}", file=sys.stderr)
+        self._writer = RunWriter(self.path, manifest, after=after, same=_SAME)
+        for line in self._writer.repaired:
+            print(f"ntkdyn: {self.path}: repaired: {line}", file=sys.stderr)
         for group, arrays in fixed.items():
             if not self._writer.has_arrays(group):
                 _write_fixed(self._writer, group, arrays)

@@ -6,6 +6,7 @@ A file is committed when ``publish`` returns. Crash tests replace the functions 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -17,6 +18,13 @@ from pathlib import Path
 from ..errors import ConfigurationError, NtkdynError, StorageError
 
 TEMPORARY = ".tmp-"
+_REMEDIES = {
+    errno.ENOSPC: "; free disk space",
+    errno.EDQUOT: "; free disk space, the quota is used up",
+    errno.EACCES: "; give yourself write permission there, or choose another folder",
+    errno.EPERM: "; give yourself write permission there, or choose another folder",
+    errno.EROFS: "; choose a folder on a file system that is not mounted read-only",
+}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
@@ -40,7 +48,9 @@ def storage_errors(action: str, path: str | Path) -> Iterator[None]:
     except NtkdynError:
         raise
     except OSError as error:
-        failure = StorageError(f"cannot {action} {path}: {error.strerror or error}; nothing committed before is lost")
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        reason = error.strerror or error
+        failure = StorageError(f"cannot {action} {path}: {reason}; nothing committed before is lost{remedy}")
         failure.errno = error.errno
         raise failure from error
 
@@ -212,7 +222,7 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def claimed_name(path: Path) -> Iterator[tuple[Path, int]]:
+def open_temporary(path: Path) -> Iterator[tuple[Path, int]]:
     """Yield a new temporary file beside ``path``, and its descriptor, which stays open unless the block fails.
 
     Raises: StorageError.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, DamagedRecording
 from . import files
-from .segment import dump_json, load_json
+from .segment import dump_json, load_json, refuse_newer
 
 _SECRET = re.compile(r"(token|secret|password|key$)", re.IGNORECASE)
 _SECRET_IN_COMMAND = re.compile(r"([^\s=]*(?:token|secret|password|key)[^\s=]*[=\s]+)(\S+)", re.IGNORECASE)
@@ -21,7 +21,7 @@ _MANIFEST_BYTES = 64 * 2**20
 def read_manifest(path: Path) -> dict[str, Any]:
     """Return run.json of a folder as a mapping.
 
-    Raises: DamagedRecording: no JSON mapping, or absurdly large.  FileNotFoundError.
+    Raises: DamagedRecording: no JSON mapping, or absurdly large.  NewerRecording.  FileNotFoundError.
     """
     target = path / "run.json"
     problem = None
@@ -38,6 +38,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 problem = f"a JSON {type(manifest).__name__}, expected a mapping"
     if problem is not None:
         raise DamagedRecording(f"{target} is damaged: found {problem}; restore it from a copy")
+    refuse_newer(target, manifest.get("format"))
     return dict(manifest)
 
 

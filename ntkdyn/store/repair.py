@@ -8,13 +8,14 @@ that cannot be read is made again from what the other files hold.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ..errors import DamagedRecording, MissingRecording, NtkdynError
+from ..errors import DamagedRecording, MissingRecording, NewerRecording, NtkdynError
 from . import files
 from .lock import NAME as LOCK
 from .lock import Lock, owner_of, refuse_locked
@@ -76,6 +77,8 @@ def verify(path: str | Path) -> list[Finding]:
         findings.append(Finding(folder / "run.json", f"{folder / 'run.json'} is missing", harmless=there))
     except NtkdynError as error:
         findings.append(Finding(folder / "run.json", str(error), harmless=False))
+        if isinstance(error, NewerRecording):
+            return findings
     owner = owner_of(folder)
     try:
         refuse_locked(folder)
@@ -96,7 +99,8 @@ def repair(path: str | Path, *, unlock: bool = False) -> tuple[str, ...]:
     """Bring a run into order that was cut off; returns what was done, one line each.
 
     Args: unlock: take the lock of an owner that cannot be seen from here and is known to have ended.
-    Raises: LockedRecording: somebody writes there.  MissingRecording, DamagedRecording: there is no run.  StorageError.
+    Raises: LockedRecording: somebody writes there.  MissingRecording, DamagedRecording: there is no run.
+        NewerRecording: it is of a later version; nothing was touched.  StorageError.
     """
     folder = _folder(path)
     lock = Lock(folder, force=unlock)
@@ -112,12 +116,21 @@ def repair(path: str | Path, *, unlock: bool = False) -> tuple[str, ...]:
 
 
 def repair_locked(folder: Path) -> tuple[str, ...]:
-    """As ``repair``, by the owner of the lock."""
+    """As ``repair``, by the owner of the lock.
+
+    Raises: NewerRecording: before anything is touched.
+    """
     done = []
+    with suppress(FileNotFoundError, DamagedRecording):
+        read_manifest(folder)
+    problems = examine(recording_files(folder))
+    for problem in problems.values():
+        if isinstance(problem, NewerRecording):
+            raise problem
     for entry in temporaries(folder):
         files.unlink(entry)
         done.append(f"{entry.relative_to(folder)}: removed, a writer was killed while it wrote")
-    for entry, problem in examine(recording_files(folder)).items():
+    for entry, problem in problems.items():
         if problem is not None:
             target = _quarantine(folder, entry)
             done.append(f"{entry.relative_to(folder)}: moved to {target.relative_to(folder)}, {problem}")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,11 +26,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import ConfigurationError, DamagedRecording, NtkdynError
+from ..errors import ConfigurationError, DamagedRecording, NewerRecording, NtkdynError
 from ..probe import Field
 from . import files, triangle
 
-FORMAT = "ntkdyn recording 1"
+_VERSION = 1
+FORMAT = f"ntkdyn recording {_VERSION}"
 TEXT = "str"
 STEP = Field(name="step", dtype="<i8", unit="1", long_name="applied optimizer steps")
 EPOCH = Field(name="epoch", dtype="<f8", unit="epoch", long_name="epochs of training")
@@ -287,12 +289,26 @@ def opened(path: Path) -> Iterator[h5py.File]:
         ) from error
 
 
+def refuse_newer(path: Path, found: Any) -> None:
+    """Refuse the format that a file names if it is later than this version's.
+
+    Raises: NewerRecording.
+    """
+    match = re.fullmatch(r"ntkdyn recording ([0-9]{1,9})", str(found))
+    if match and int(match[1]) > _VERSION:
+        raise NewerRecording(
+            f"{path} was written by a later version of ntkdyn: found format {str(found)!r}, expected {FORMAT!r} or "
+            "earlier; nothing was touched; update ntkdyn"
+        )
+
+
 def get_recording(file: h5py.File, path: Path) -> dict[str, Any]:
     """Return the root JSON of a file of a recording.
 
-    Raises: DamagedRecording: a foreign HDF5 file, another format, or a wrong checksum.
+    Raises: NewerRecording.  DamagedRecording: a foreign HDF5 file, another format, or a wrong checksum.
     """
     found = file.attrs.get("format")
+    refuse_newer(path, found)
     if found != FORMAT:
         raise DamagedRecording(
             f"{path} is no recording of this version: found format {found!r}, expected {FORMAT!r}; "

@@ -19,8 +19,18 @@ from typing import Any
 
 import h5py
 
-from ..errors import DamagedRecording, MissingRecording, NtkdynError, StorageError, UntrustedFile
-from .segment import EPOCH, STEP, Declaration, get_array, get_axis, get_declarations, get_recording, opened
+from ..errors import DamagedRecording, MissingRecording, NewerRecording, NtkdynError, StorageError, UntrustedFile
+from .segment import (
+    EPOCH,
+    STEP,
+    Declaration,
+    get_array,
+    get_axis,
+    get_declarations,
+    get_recording,
+    opened,
+    refuse_newer,
+)
 
 MAX_BYTES = 2 * 2**30
 MAX_RATIO = 200.0
@@ -39,6 +49,7 @@ _MEMORY = 2**30
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from ntkdyn.store.verify import main; main()"
 _KINDS: Mapping[str, type[NtkdynError]] = {
     "damaged": DamagedRecording,
+    "newer": NewerRecording,
     "untrusted": UntrustedFile,
     "missing": MissingRecording,
     "storage": StorageError,
@@ -229,6 +240,8 @@ def check_file(path: Path, *, max_bytes: int, max_ratio: float) -> None:
     if not stat.S_ISREG(path.stat().st_mode):
         raise _untrusted(path, "/", "no regular file", "a file")
     with opened(path) as file:
+        # A later format may hold what this one refuses.
+        refuse_newer(path, file.attrs.get("format"))
         total, names = 0, []
         for name, item in _links(file, path):
             names.append(name)
@@ -297,6 +310,8 @@ def main() -> None:
             check_file(Path(name), max_bytes=request["max_bytes"], max_ratio=request["max_ratio"])
         except UntrustedFile as error:
             kind, message = "untrusted", str(error)
+        except NewerRecording as error:
+            kind, message = "newer", str(error)
         except FileNotFoundError as error:
             kind, message = "missing", f"{name}: {error.strerror}; expected a file of a recording; check the path"
         except MemoryError:

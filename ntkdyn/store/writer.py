@@ -10,6 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import ConfigurationError, MissingRecording, ProbeError, RecordingExists, ShapeError
+from ..errors import ConfigurationError, DamagedRecording, MissingRecording, ProbeError, RecordingExists, ShapeError
 from ..probe import Field
 from . import files
 from .declare import declared
 from .lock import NAME as LOCK
 from .lock import Lock, refuse_locked
-from .manifest import refuse_differences, without_secrets
+from .manifest import read_manifest, refuse_differences, without_secrets
 from .outbox import Outbox
 from .reader import RunReader
 from .segment import FORMAT, TEXT, Array, Block, Declaration, dump_json
@@ -77,11 +78,6 @@ class RunWriter:
         # Without close the lock goes with the writer, so that a notebook can begin again.
         self._release = weakref.finalize(self, self._lock.release)
 
-    @classmethod
-    def resume(cls, path: str | Path, *, step: int, manifest: Mapping[str, Any], same: Sequence[str] = ()) -> RunWriter:
-        """Continue the run that lies in a folder behind a step, see ``after``."""
-        return cls(path, manifest, after=step, same=same)
-
     def _claim(self, manifest: Mapping[str, Any]) -> Lock:
         refuse_occupied(self.path)
         files.make_folder(self.path)
@@ -108,6 +104,9 @@ class RunWriter:
             # Imported late: writing a new run needs nothing of it, and it stands on the reader.
             from .repair import repair_locked
 
+            # Before the repair, which changes the folder; a manifest that has to be made again is compared after it.
+            with suppress(FileNotFoundError, DamagedRecording):
+                refuse_differences(self.path, read_manifest(self.path), fresh, same)
             self.repaired = repair_locked(self.path)
             reader = RunReader.open(self.path)
             refuse_differences(self.path, reader.manifest, fresh, same)

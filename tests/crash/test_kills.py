@@ -91,7 +91,7 @@ def test_nothing_acknowledged_is_lost(
             done_by_repair = repair(folder)
             assert len(done_by_repair) >= len([one for one in left if one.path.name != "LOCK"])
             assert verify(folder) == []
-            writer = RunWriter.resume(folder, step=max(steps, default=-1), manifest={})
+            writer = RunWriter(folder, {}, after=max(steps, default=-1))
             writer.declare("ntk", [Field(name="kernel", dims=("sample", "sample_2"), shape=(64, 64))])
             assert writer.commit(STEPS, None, {"ntk": {"kernel": kernel(STEPS)}})
             writer.close()

@@ -81,7 +81,7 @@ class Story:
 
     def resume(self, step: int) -> RunWriter:
         before = len(self.disk.journal)
-        writer = RunWriter.resume(self.run, step=step, manifest={"config": {"width": 3}})
+        writer = RunWriter(self.run, {"config": {"width": 3}}, after=step)
         left = {one: branch for one, branch in self.marks[-1][1].items() if one <= step}
         # From somewhere in between on, later steps are superseded: both are right until resume returns.
         self.marks += [(before, left), (len(self.disk.journal), left)]
@@ -120,7 +120,7 @@ def repairing(story: Story) -> None:
         files.unlink = real
     writer.close(pack=False, status="running")
     for place in (story.run, story.run / "segments"):
-        with files.claimed_name(place / "x") as (_, descriptor):
+        with files.open_temporary(place / "x") as (_, descriptor):
             files.write(descriptor, b"half", 0)
     repair.repair(story.run)
     pack(story.run)
@@ -177,7 +177,7 @@ def check(story: Story, point: int, state: dict[str, bytes | None], folder: Path
     assert not (run / "quarantine").exists(), "a published file was not readable"
     if go_on:
         last = max(found, default=-1)
-        writer = RunWriter.resume(run, step=last, manifest={"config": {"width": 3}})
+        writer = RunWriter(run, {"config": {"width": 3}}, after=last)
         story.declare(writer)
         assert writer.commit(last + 1, None, {"ntk": {"kernel": kernel(last + 1, 0), "size": 6}})
         writer.close()

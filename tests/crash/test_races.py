@@ -30,9 +30,7 @@ def together(count: int, path: Path, *, resume: bool) -> list[dict[str, Any]]:
             answer: dict[str, Any] = {"pid": os.getpid()}
             begin = time.monotonic()
             try:
-                writer = (
-                    RunWriter.resume(path, step=0, manifest={}) if resume else RunWriter(path, {"seed": os.getpid()})
-                )
+                writer = RunWriter(path, {}, after=0) if resume else RunWriter(path, {"seed": os.getpid()})
                 answer |= {"won": True}
             except LockedRecording as error:
                 answer |= {"won": False, "message": str(error)}

@@ -59,7 +59,7 @@ def test_a_living_owner_is_named_at_once(tmp_path: Path) -> None:
         with pytest.raises(LockedRecording, match=rf"is being written by process {process.pid} on host '.+' since "):
             RunWriter(tmp_path / "run", {})
         with pytest.raises(LockedRecording, match=f"process {process.pid}"):
-            RunWriter.resume(tmp_path / "run", step=3, manifest={})
+            RunWriter(tmp_path / "run", {}, after=3)
         with pytest.raises(LockedRecording, match=f"process {process.pid}"):
             repair(tmp_path / "run")
         assert time.monotonic() - begin < 1
@@ -73,7 +73,7 @@ def test_a_killed_owner_loses_the_lock_even_if_a_forked_child_lives_on(tmp_path:
     try:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        RunWriter.resume(tmp_path / "run", step=0, manifest={}).close()
+        RunWriter(tmp_path / "run", {}, after=0).close()
     finally:
         end(process)
 
@@ -86,7 +86,7 @@ def test_a_descriptor_that_outlives_its_owner_does_not_count(tmp_path: Path) -> 
     content["pid"], content["started"] = 2**22 - 1, "1"
     (tmp_path / "run" / "LOCK").write_text(json.dumps(content))
     try:
-        RunWriter.resume(tmp_path / "run", step=0, manifest={}).close()
+        RunWriter(tmp_path / "run", {}, after=0).close()
     finally:
         os.close(descriptor)
 
@@ -96,34 +96,34 @@ def test_a_number_given_to_another_process_is_not_the_owner(tmp_path: Path) -> N
     lock._held.clear()
     content = {**lock._myself(), "pid": os.getppid(), "started": "1"}
     (tmp_path / "run" / "LOCK").write_text(json.dumps(content))
-    RunWriter.resume(tmp_path / "run", step=0, manifest={}).close()
+    RunWriter(tmp_path / "run", {}, after=0).close()
 
 
 def test_another_host_cannot_be_judged_and_is_unlocked_by_hand(tmp_path: Path) -> None:
     RunWriter(tmp_path / "run", {}).close(pack=False)
     (tmp_path / "run" / "LOCK").write_text(json.dumps({**lock._myself(), "host": "elsewhere", "pid": 7}))
     with pytest.raises(LockedRecording, match=r"process 7 on host 'elsewhere'.*ntkdyn repair --unlock"):
-        RunWriter.resume(tmp_path / "run", step=0, manifest={})
+        RunWriter(tmp_path / "run", {}, after=0)
     with pytest.raises(LockedRecording, match="elsewhere"):
         repair(tmp_path / "run")
     repair(tmp_path / "run", unlock=True)
     assert not (tmp_path / "run" / "LOCK").exists()
     # A reboot of this host ends all its processes.
     (tmp_path / "run" / "LOCK").write_text(json.dumps({**lock._myself(), "boot": "earlier"}))
-    RunWriter.resume(tmp_path / "run", step=0, manifest={}).close()
+    RunWriter(tmp_path / "run", {}, after=0).close()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": "x"}', b'{"pid": -1}'])
 def test_a_torn_lock_is_no_owner(tmp_path: Path, content: bytes) -> None:
     RunWriter(tmp_path / "run", {}).close(pack=False)
     (tmp_path / "run" / "LOCK").write_bytes(content)
-    RunWriter.resume(tmp_path / "run", step=0, manifest={}).close()
+    RunWriter(tmp_path / "run", {}, after=0).close()
 
 
 def test_the_lock_goes_with_its_writer(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "run", {})
     with pytest.raises(LockedRecording, match="this very process"):
-        RunWriter.resume(tmp_path / "run", step=0, manifest={})
+        RunWriter(tmp_path / "run", {}, after=0)
     del writer
     assert not (tmp_path / "run" / "LOCK").exists()
 

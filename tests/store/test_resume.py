@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import errno
 import json
+import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
-from ntkdyn.errors import ConfigurationError, DamagedRecording, MissingRecording, RecordingExists
+from ntkdyn.errors import (
+    ConfigurationError,
+    DamagedRecording,
+    MissingRecording,
+    NewerRecording,
+    RecordingExists,
+    StorageError,
+)
 from ntkdyn.probe import Field
 from ntkdyn.store import compact, files, pack
 from ntkdyn.store.reader import RunReader, Source
@@ -33,7 +46,7 @@ def record(writer: RunWriter, steps: range, offset: float) -> None:
 
 
 def again(path: Path, step: int, **changes: Any) -> RunWriter:
-    writer = RunWriter.resume(path, step=step, manifest={**SETTINGS, **changes}, same=("config", "seed"))
+    writer = RunWriter(path, {**SETTINGS, **changes}, after=step, same=("config", "seed"))
     writer.declare("p", FIELDS)
     return writer
 
@@ -115,6 +128,8 @@ def test_the_next_start_repairs_and_says_so(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     begin(tmp_path / "run", range(3)).close(pack=False)
+    # Nothing is repaired either.
+    (tmp_path / "run" / "segments" / f"{files.TEMPORARY}1-ab").write_bytes(b"half")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for changes, message in (
         ({"config": {"width": 9, "data": {"task": "sum"}}}, "config.width was 8, is 9; nothing was touched"),
@@ -132,7 +147,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
 
 def test_other_fields_are_refused(tmp_path: Path) -> None:
     begin(tmp_path / "run", range(3)).close(pack=False)
-    writer = RunWriter.resume(tmp_path / "run", step=1, manifest=SETTINGS)
+    writer = RunWriter(tmp_path / "run", SETTINGS, after=1)
     with pytest.raises(ConfigurationError, match=r"'p/x' was recorded as <f4 \(2,\), is now <f4 \(3,\) or labeled"):
         writer.declare("p", [Field(name="x", dims=("n",), shape=(3,)), FIELDS[1]])
     with pytest.raises(ConfigurationError, match=r"'p/total' was recorded as .* is now missing"):
@@ -148,11 +163,11 @@ def test_other_fields_are_refused(tmp_path: Path) -> None:
 
 def test_there_must_be_a_run(tmp_path: Path) -> None:
     with pytest.raises(MissingRecording, match="found no run to continue"):
-        RunWriter.resume(tmp_path / "nothing", step=1, manifest={})
+        RunWriter(tmp_path / "nothing", {}, after=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
     with pytest.raises(MissingRecording, match="found no run to continue"):
-        RunWriter.resume(tmp_path / "other", step=1, manifest={})
+        RunWriter(tmp_path / "other", {}, after=1)
     with pytest.raises(RecordingExists):
         RunWriter(tmp_path / "other", {})
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["file"]
@@ -202,3 +217,62 @@ def test_packing_cut_off_after_a_resumption_is_finished_by_repair(
     assert rows(tmp_path / "run") == [[step, 0] for step in range(8)]
     (kept,) = [Source.open(path) for path in (tmp_path / "run" / "superseded").glob("*.h5")]
     assert np.array_equal(kept.axes["p"][0], [4, 5])
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backwards(datetime.datetime):
+        left = 400
+
+        @classmethod
+        def now(cls, zone: Any = None) -> Backwards:
+            Backwards.left -= 1
+            return Backwards(2000, 1, 1, tzinfo=zone) + datetime.timedelta(days=Backwards.left)
+
+    monkeypatch.setattr("ntkdyn.store.writer.datetime", Backwards)
+    monkeypatch.setattr("ntkdyn.store.lock.datetime", Backwards)
+    monkeypatch.setattr(time, "time", lambda: float(Backwards.left))
+    begin(tmp_path / "run", range(4)).close(pack=False)
+    for file in (tmp_path / "run" / "segments").iterdir():
+        os.utime(file, (Backwards.left, Backwards.left))
+        Backwards.left -= 1
+    writer = again(tmp_path / "run", 2)
+    record(writer, range(3, 6), 1.0)
+    writer.close()
+    assert rows(tmp_path / "run") == [[0, 0], [1, 0], [2, 0], [3, 1], [4, 1], [5, 1]]
+    manifest = RunReader.open(tmp_path / "run").manifest
+    assert manifest["branches"][0]["created"] < manifest["created"]
+
+
+@pytest.mark.parametrize("where", ["run.json", "segment"])
+def test_a_later_format_is_refused_and_left_alone(tmp_path: Path, where: str) -> None:
+    begin(tmp_path / "run", range(3)).close(pack=False)
+    if where == "run.json":
+        target = tmp_path / "run" / "run.json"
+        target.write_text(target.read_text().replace("ntkdyn recording 1", "ntkdyn recording 12"))
+    else:
+        target = sorted((tmp_path / "run" / "segments").iterdir())[1]
+        with h5py.File(target, "r+") as file:
+            file.attrs["format"] = "ntkdyn recording 12"
+    (tmp_path / "run" / "segments" / f"{files.TEMPORARY}1-ab").write_bytes(b"half")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    message = f"{target.name} was written by a later version .* found format 'ntkdyn recording 12'.*update ntkdyn"
+    for action in (RunReader.open, repair, lambda path: again(path, 1)):
+        with pytest.raises(NewerRecording, match=message):
+            action(tmp_path / "run")
+    assert any(re.search(message, finding.problem) for finding in verify(tmp_path / "run"))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_folder_without_write_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    begin(tmp_path / "run", range(3)).close(pack=False)
+
+    # Permissions bind no superuser, so that the system's answer is played.
+    def refuse(path: Path) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "create", refuse)
+    for action in (lambda: again(tmp_path / "run", 1), lambda: RunWriter(tmp_path / "new", {})):
+        with pytest.raises(StorageError, match=rf"cannot write .*LOCK: {os.strerror(code)}; .*; (give|choose)"):
+            action()
+    assert rows(tmp_path / "run") == [[0, 0], [1, 0], [2, 0]]
