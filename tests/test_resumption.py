@@ -226,7 +226,23 @@ def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [{}, {"step": 3}, {"format": "x", "run": "a", "step": 1, "watches": {}}, {"format": 1, "step": "x"}]
+    "state",
+    [
+        {},
+        {"step": 3},
+        {"format": "x", "run": "a", "step": 1, "watches": {}},
+        {"format": "ntkdyn recorder 1", "step": 1, "watches": {}},
+        {"format": "ntkdyn recorder 1", "run": "a", "step": "x", "watches": {}},
+        {
+            "format": "ntkdyn recorder 1",
+            "run": "a",
+            "step": 1,
+            "watches": {"ntk": {"step": "1", "skipped": 0, "disabled": False}},
+        },
+        {"format": "ntkdyn recorder 1", "run": "a", "step": 1, "watches": 3},
+        {"format": "ntkdyn recorder 1", "run": "a", "step": 1, "watches": {"ntk": {"step": 1}}},
+        {"format": "ntkdyn recorder 1", "run": "a", "step": 1, "watches": {"ntk": {"step": "1", "skipped": 0}}},
+    ],
 )
 def test_what_is_no_state_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=re.escape("expected what state_dict() returned")):
@@ -250,3 +266,17 @@ def test_a_state_of_nothing_begins_anew(tmp_path: Path) -> None:
     training.run(0, 4)
     training.recorder.close()
     assert Run.open(tmp_path / "b").steps("ntk").tolist() == [0, 2, 4]
+
+
+def test_a_loaded_state_is_given_back_until_recording_goes_on(tmp_path: Path) -> None:
+    first = Training(tmp_path / "run")
+    saved = first.run(0, 5, 4)
+    assert saved is not None
+    first.recorder.close()
+    second = Training(tmp_path / "run")
+    second.load(saved)
+    assert second.recorder.state_dict() == saved["recorder"]
+    second.run(4, 6)
+    state = second.recorder.state_dict()
+    assert (state["run"], state["step"]) == (saved["recorder"]["run"], 6)
+    second.recorder.close()

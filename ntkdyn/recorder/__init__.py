@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import time
 import warnings
@@ -205,7 +206,8 @@ class Recorder:
         watches = {
             one.name: {"step": one.step, "skipped": one.skipped, "disabled": one.disabled} for one in self._watches
         }
-        run = self._recording.run if self._recording is not None else None
+        # Before the first snapshot of a run that is continued, it is still the one that was loaded.
+        run = self._state["run"] if self._state is not None else self._recording.run if self._recording else None
         return {"format": _STATE, "run": run, "step": self.step, "watches": watches}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -217,12 +219,17 @@ class Recorder:
         Raises: ConfigurationError: no state of a recorder, or recording has begun.
         """
         try:
-            step, watches = int(state["step"]), dict(state["watches"])
-            known = {one.name: watches[one.name] for one in self._watches if one.name in watches}
             if state["format"] != _STATE:
                 raise ValueError(state["format"])
+            step, run, watches = operator.index(state["step"]), state["run"], dict(state["watches"])
+            known = {one.name: watches[one.name] for one in self._watches if one.name in watches}
             entries = {
-                name: (entry["step"], int(entry["skipped"]), bool(entry["disabled"])) for name, entry in known.items()
+                name: (
+                    None if entry["step"] is None else operator.index(entry["step"]),
+                    int(entry["skipped"]),
+                    bool(entry["disabled"]),
+                )
+                for name, entry in known.items()
             }
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(
@@ -236,7 +243,7 @@ class Recorder:
         self.step = step
         for one in self._watches:
             one.step, one.skipped, one.disabled = entries.get(one.name, (None, 0, False))
-        if state["run"] is not None:
+        if run is not None:
             self._state = dict(state)
 
     def finish(self, results: Mapping[str, float]) -> None:
@@ -293,11 +300,12 @@ class Recorder:
 
     def _continue(self) -> None:
         """Open the run that ``load_state_dict`` announced, and give the probes back what they recorded last."""
-        state, self._state = self._state, None
+        state = self._state
         if state is None or self._recording is None or self._closed:
             return
         self._observer.resolve()
         self._recording.open(self._opening_facts(), after=int(state["step"]), run=str(state["run"]))
+        self._state = None
         recorded = self._recording.last_arrays()
         missing = []
         for one in self._watches:

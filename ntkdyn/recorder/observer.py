@@ -67,7 +67,8 @@ class Observer:
     def resolve(self) -> None:
         """Resolve the names of the parameters before the first observation, as a run that is continued needs them."""
         if self.parameters is None:
-            self.parameters = self._resolved(structural_clone(self._model))
+            with undisturbed(self._device()):
+                self.parameters = self._resolved(structural_clone(self._model))
 
     def observe(self, step: int, epoch: float | None, watches: Sequence[Watched]) -> dict[str, dict[str, Array]]:
         """Measure the probes and return their arrays by group; what failed is left out, as on_error says.
@@ -76,7 +77,7 @@ class Observer:
 
         Raises: ProbeError: a probe failed and on_error is "raise".  NondeterministicForward.
         """
-        device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
+        device = self._device()
         records: dict[str, dict[str, Array]] = {}
         self.seconds = {}
         with undisturbed(device):
@@ -102,6 +103,9 @@ class Observer:
                 watched.seconds = sum(self.seconds[watched.group(name)] for name in watched.sets)
             self._with_preactivations |= {name for name, one in passes.items() if one.with_preactivations}
         return records
+
+    def _device(self) -> torch.device:
+        return next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
 
     def _resolved(self, clone: nn.Module) -> tuple[str, ...]:
         if self._wanted is not None:
