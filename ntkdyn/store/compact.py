@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import DamagedRecording
 from ..probe import Field
-from . import files, triangle
+from . import files, hdf5, triangle
 from .reader import Source
 from .segment import (
     EPOCH,
@@ -131,7 +131,8 @@ class _Merging:
                 self._copy_rows(field)
 
     def _note(self, dataset: h5py.Dataset, crc: Sequence[int] | Array) -> None:
-        dataset.attrs["crc32"] = self.sums[dataset.name.strip("/")] = np.asarray(crc, dtype=np.uint32)
+        self.sums[dataset.name.strip("/")] = values = np.asarray(crc, dtype=np.uint32)
+        hdf5.set_attribute(dataset, "crc32", values)
         self.check()
 
     def _copy_static(self, field: Field) -> None:

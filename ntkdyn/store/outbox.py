@@ -35,6 +35,12 @@ class _Waiting:
     def nbytes(self) -> int:
         return sum(block.nbytes for block in self.blocks)
 
+    def own(self) -> None:
+        """Copy the arrays, which belong to the caller and may change while they wait."""
+        for block in self.blocks:
+            block.rows = {name: rows.copy() for name, rows in block.rows.items()}
+            block.statics = {name: array.copy() for name, array in block.statics.items()}
+
 
 class Outbox:
     """Publishes segments and run.json of one folder, and merges small segments.
@@ -69,8 +75,11 @@ class Outbox:
 
         Returns: whether everything is committed; whether this segment was kept (False: given up for want of memory).
         """
-        self._waiting.append(_Waiting(self._free_name(stem), blocks, facts))
+        one = _Waiting(self._free_name(stem), blocks, facts)
+        self._waiting.append(one)
         done = self.flush()
+        if self._waiting and self._waiting[-1] is one:
+            one.own()
         if len(self._waiting) > 1 and sum(one.nbytes for one in self._waiting) > PENDING_BYTES:
             self.lost += _steps(self._waiting.pop().blocks)
             return False, False

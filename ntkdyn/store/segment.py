@@ -28,7 +28,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, DamagedRecording, NewerRecording, NtkdynError
 from ..probe import Field
-from . import files, triangle
+from . import files, hdf5, triangle
 
 _VERSION = 1
 FORMAT = f"ntkdyn recording {_VERSION}"
@@ -181,9 +181,9 @@ def stored_dtype(dtype: str) -> Any:
 def put_recording(file: h5py.File, recording: Mapping[str, Any]) -> None:
     """Write the root attributes that make a file part of a recording."""
     text = dump_json(recording)
-    file.attrs["format"] = FORMAT
-    file.attrs["recording"] = text
-    file.attrs["crc32"] = np.uint32(zlib.crc32(text.encode()))
+    hdf5.set_attribute(file, "format", FORMAT)
+    hdf5.set_attribute(file, "recording", text)
+    hdf5.set_attribute(file, "crc32", np.array(zlib.crc32(text.encode()), np.uint32))
 
 
 def create_array(
@@ -194,11 +194,10 @@ def create_array(
     Args: packed: as upper triangles, see ``triangle``.
     """
     shape = triangle.packed_shape(field.shape) if packed else field.shape
-    dataset = file.create_dataset(
-        declaration.path(field), shape=shape if count is None else (count, *shape), dtype=stored_dtype(field.dtype)
-    )
+    whole = shape if count is None else (count, *shape)
+    dataset = hdf5.create_dataset(file, declaration.path(field), whole, stored_dtype(field.dtype))
     if packed:
-        dataset.attrs[_PACKED] = _UPPER_TRIANGLE
+        hdf5.set_attribute(dataset, _PACKED, _UPPER_TRIANGLE)
     return dataset
 
 
@@ -208,7 +207,11 @@ def put_rows(dataset: h5py.Dataset, field: Field, selection: Any, data: Array) -
         return
     if is_packed(dataset):
         data = triangle.pack(data)
-    dataset[selection] = data.astype(object) if field.dtype == TEXT else data.astype(dataset.dtype, copy=False)
+    stored = data.astype(object if field.dtype == TEXT else dataset.dtype, copy=False)
+    if selection is ...:
+        hdf5.write_dataset(dataset, stored)
+    else:
+        dataset[selection] = stored
 
 
 def is_packed(dataset: h5py.Dataset) -> bool:
@@ -232,13 +235,14 @@ def fill(file: h5py.File, blocks: Sequence[Block], facts: Mapping[str, Any], che
             put_rows(dataset, field, ..., rows)
             path = declaration.path(field)
             crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, rows, strict=True)]
-            dataset.attrs["crc32"] = np.asarray(crc, dtype=np.uint32)
+            hdf5.set_attribute(dataset, "crc32", np.asarray(crc, dtype=np.uint32))
             check()
         for name, array in block.statics.items():
             field = declaration.fields[name]
             dataset = create_array(file, declaration, field, None, packed=False)
             put_rows(dataset, field, ..., array)
-            dataset.attrs["crc32"] = np.array([row_crc(declaration.path(field), field, None, array)], dtype=np.uint32)
+            crc = [row_crc(declaration.path(field), field, None, array)]
+            hdf5.set_attribute(dataset, "crc32", np.array(crc, dtype=np.uint32))
             check()
 
 

@@ -5,6 +5,7 @@ A row is packed where it equals its transpose bit for bit, so that unpacking giv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from ..probe import Field
 
 # Squares that the cache holds while they are mirrored.
-_BLOCK = 64
+_BLOCK = 128
 
 Array = np.ndarray[Any, Any]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def can_be_packed(field: Field) -> bool:
@@ -33,32 +35,46 @@ def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def is_symmetric(rows: Array) -> bool:
     """Whether rows [..., n, n] equal their transposes bit for bit; NaN and signs of zero count as bits."""
     bits = rows.view(f"u{rows.dtype.itemsize}")
-    return bool(np.array_equal(bits, bits.swapaxes(-1, -2)))
+    blocks = [slice(first, first + _BLOCK) for first in range(0, rows.shape[-1], _BLOCK)]
+    return all(
+        np.array_equal(bits[..., above, right], bits[..., right, above].swapaxes(-1, -2))
+        for index, above in enumerate(blocks)
+        for right in blocks[index:]
+    )
 
 
 def pack(rows: Array) -> Array:
     """Upper triangles [..., n (n + 1) / 2] of rows [..., n, n], diagonal included, row by row."""
     packed = np.empty(packed_shape(rows.shape), rows.dtype)
-    start = 0
-    # Slices: a mask takes four times as long, both ways.
-    for index, length in enumerate(range(rows.shape[-1], 0, -1)):
-        packed[..., start : start + length] = rows[..., index, index:]
-        start += length
+    size = rows.shape[-1]
+    squares, lines = rows.reshape(-1, size, size), packed.reshape(-1, packed.shape[-1])
+    for first, last, upper, part in _bands(size):
+        # One matrix at a time: masks of the last axes of several take four times as long.
+        for square, line in zip(squares, lines, strict=True):
+            line[part] = square[first:last, first:][upper]
     return packed
 
 
 def unpack(packed: Array, size: int) -> Array:
     """Rows [..., n, n] of upper triangles [..., n (n + 1) / 2]."""
     rows = np.empty((*packed.shape[:-1], size, size), packed.dtype)
+    squares, lines = rows.reshape(-1, size, size), packed.reshape(-1, packed.shape[-1])
+    for first, last, upper, part in _bands(size):
+        lower = ~upper[:, : last - first]
+        for square, line in zip(squares, lines, strict=True):
+            square[first:last, first:][upper] = line[part]
+            corner = square[first:last, first:last]
+            np.copyto(corner, corner.T.copy(), where=lower)
+            square[last:, first:last] = square[first:last, last:].T
+    return rows
+
+
+def _bands(size: int) -> Iterator[tuple[int, int, Mask, slice]]:
+    """Rows of the upper triangle, a band at a time: first, last, mask [last - first, size - first], its packed part."""
     start = 0
-    for index, length in enumerate(range(size, 0, -1)):
-        rows[..., index, index:] = packed[..., start : start + length]
-        start += length
     for first in range(0, size, _BLOCK):
         last = min(first + _BLOCK, size)
-        square = rows[..., first:last, first:last]
-        square[...] = np.where(np.triu(np.ones(square.shape[-2:], bool)), square, square.swapaxes(-1, -2))
-        for left in range(last, size, _BLOCK):
-            right = left + _BLOCK
-            rows[..., left:right, first:last] = rows[..., first:last, left:right].swapaxes(-1, -2)
-    return rows
+        upper = ~np.tri(last - first, size - first, -1, dtype=bool)
+        count = int(np.count_nonzero(upper))
+        yield first, last, upper, slice(start, start + count)
+        start += count

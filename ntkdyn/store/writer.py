@@ -345,7 +345,7 @@ def _refuse_other_fields(path: Path, known: Declaration, fields: Sequence[Field]
 
 
 def _fitting(declaration: Declaration, field: Field, value: Any) -> Array:
-    """The array in its declared dtype and memory order.
+    """The array in its declared dtype and memory order, the caller's own where it has them.
 
     Raises: ShapeError, ProbeError: names the field, found, expected.
     """
@@ -361,4 +361,4 @@ def _fitting(declaration: Declaration, field: Field, value: Any) -> Array:
         raise ProbeError(
             f"{where}: found dtype {array.dtype}, expected {field.dtype} as declared; declare what is returned"
         )
-    return np.ascontiguousarray(array.astype(field.dtype)).reshape(field.shape)
+    return np.ascontiguousarray(array.astype(field.dtype, copy=False)).reshape(field.shape)

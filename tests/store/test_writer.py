@@ -347,3 +347,25 @@ def test_large_segments_are_streamed(
     reader = RunReader.open(tmp_path / "run")
     assert reader.steps("ntk/test").tolist() == [0, 4]
     assert np.array_equal(reader.read("ntk/test/kernel"), [kernel_at(0), kernel_at(4)])
+
+
+def test_what_waits_for_the_disk_is_the_recorders_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare(
+        "p", [Field(name="x", dims=("n",), shape=(3,), dtype="<f4"), Field(name="s", dtype="<f4", static=True)]
+    )
+    measured, fixed = np.arange(3, dtype="<f4"), np.array(2.0, "<f4")
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", full)
+        with pytest.warns(RuntimeWarning, match="tried again"):
+            writer.commit(0, None, {"p": {"x": measured, "s": fixed}})
+    measured += 7
+    fixed += 7
+    writer.close()
+    reader = RunReader.open(tmp_path / "run")
+    assert reader.read("p/x").tolist() == [[0, 1, 2]]
+    assert reader.read("p/s") == 2
