@@ -22,7 +22,7 @@ FLOORS = {
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
     "linearization": 3, "plugins": 3, "checkpoint": 3, "theory": 3,
     "probes": 4, "recorder": 4, "experiment": 4, "plots": 4,
-    "results": 5, "studies": 5, "report": 5, "sweep": 5,
+    "integrations": 5, "results": 5, "studies": 5, "report": 5, "sweep": 5,
     "commands": 6, "cli": 6, "experiments": 6,
 }  # fmt: skip
 SIDEWAYS = {
@@ -36,6 +36,10 @@ THIRD_PARTY = {
     "click": {"cli", "commands"},
     "matplotlib": {"plots", "studies", "report", "results"},
     "sklearn": {"datasets"},
+    "pytorch_lightning": {"integrations"},
+    "lightning": {"integrations"},
+    "transformers": {"integrations"},
+    "ignite": {"integrations"},
     "jax": {"theory"},
     "neural_tangents": {"theory"},
 }

@@ -396,6 +396,7 @@ def test_only_the_first_process_records(tmp_path: Path) -> None:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.distributed, "get_rank", lambda: 1)
+            patch.setattr(torch.distributed, "get_world_size", lambda: 2)
             recorder, _ = run_with(tmp_path, [Norm()], 3)
         assert recorder.step == 3
         recorder.finish({})

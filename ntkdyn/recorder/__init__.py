@@ -19,6 +19,7 @@ from ..errors import ConfigurationError, DivergedTraining
 from ..kernel.problem import default_forward
 from ..probe import Probe
 from ..store.files import check_name
+from .distributed import collective_timeout, is_first_process, refuse_sharded
 from .interruption import Interruption
 from .measurement import measure as measure
 from .observer import Observer, OnError, shared_attributes
@@ -57,7 +58,8 @@ class Recorder:
             skipped and reported at the end.
         manifest: further entries of run.json.
 
-    In a process group of torch.distributed only rank 0 records, and without collective calls.
+    In a process group of torch.distributed only rank 0 records, and without collective calls; a warning says when a
+    snapshot takes more than half of their timeout. Sharded parameters (FSDP) are refused.
 
     Raises: ConfigurationError, UnknownName: settings.  RecordingExists: the folder holds something.
     """
@@ -107,12 +109,12 @@ class Recorder:
         )
         self._steps_per_epoch = steps_per_epoch
         self._max_overhead = max_overhead
-        self._active = _is_first_process()
         self._recording = (
-            Recording(self.path, self._sets, self._calibration, dict(manifest or {})) if self._active else None
+            Recording(self.path, self._sets, self._calibration, dict(manifest or {})) if is_first_process() else None
         )
         self._hooks = ExitStack()
-        self._counting = self._attached = self._closed = False
+        self._counting = self._attached = self._closed = self._placed = False
+        self._timeout: float | None = None
         self._state: Mapping[str, Any] | None = None
         self._since = time.perf_counter()
         self._spent = 0.0
@@ -146,12 +148,13 @@ class Recorder:
                 raise ConfigurationError(
                     f"recorder of {self.path}: found {type(one).__name__}, expected attach(optimizer)"
                 )
+        self._place()
         first = self.step if first_step is None else first_step
         self._refuse_earlier(first)
         interruption = Interruption()
         self._attached = True
         try:
-            with interruption if self._active else ExitStack():
+            with interruption if self._recording is not None else ExitStack():
                 try:
                     self.step = first
                     self._since, self._spent = time.perf_counter(), 0.0
@@ -190,6 +193,7 @@ class Recorder:
         Raises: ConfigurationError: closed, or a step before the last one.  ProbeError, NondeterministicForward.
         """
         self._refuse_closed("record")
+        self._place()
         self._continue()
         started = any(watched.step is not None for watched in self._watches)
         if step is None:
@@ -266,11 +270,22 @@ class Recorder:
         if not self._closed:
             self._end(status)
 
+    def _place(self) -> None:
+        """Leave recording to the first process; not before it begins, as the process group may be made after us."""
+        if self._placed:
+            return
+        # In every process, so that none waits for one that has been refused.
+        refuse_sharded(self._model)
+        if not is_first_process():
+            self._recording = None
+        self._timeout = collective_timeout()
+        self._placed = True
+
     def _hook(self, optimizers: Sequence[torch.optim.Optimizer], interruption: Interruption) -> None:
         if not optimizers:
             return
         self._counting = True
-        dues = merged(self._watches) if self._active else ()
+        dues = merged(self._watches) if self._recording is not None else ()
 
         def applied(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
             interruption.stepping = False
@@ -354,7 +369,17 @@ class Recorder:
             for group, fields in one.fields.items()
         }
         self._recording.write(self.step, epoch, records, declarations, self._observer.seconds)
-        self._spent += time.perf_counter() - started
+        taken = time.perf_counter() - started
+        self._spent += taken
+        if self._timeout is not None and taken > self._timeout / 2:
+            warnings.warn(
+                f"{self.path}: the snapshot of step {self.step} took {taken:.3g} s, more than half of the "
+                f"{self._timeout:.3g} s after which collective calls of the waiting processes fail; record less or "
+                "fewer samples, or raise the timeout of init_process_group",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            self._timeout = None
 
     def _take_at_interruption(self) -> None:
         try:
@@ -384,7 +409,7 @@ class Recorder:
         return facts
 
     def _print_costs(self, first: int, total: int | None) -> None:
-        if not self._active:
+        if self._recording is None:
             return
         for one in self._watches:
             seconds = f"{one.seconds:.0f}" if one.seconds >= 10 else f"{one.seconds:.2g}"
@@ -426,8 +451,3 @@ class Recorder:
 def initial_state(run: str) -> dict[str, Any]:
     """State with which a recorder records a run in its folder all over again: everything there is superseded."""
     return {"format": _STATE, "run": run, "step": -1, "watches": {}}
-
-
-def _is_first_process() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0)

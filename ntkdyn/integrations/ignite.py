@@ -1,0 +1,65 @@
+"""Recording under Ignite: ``RecorderHandler(recorder, optimizer).attach(trainer)``."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from torch.optim import Optimizer
+
+from ..errors import MissingPackage
+from ..recorder import Recorder
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine, Events
+else:
+    try:
+        from ignite.engine import Engine, Events
+    except ImportError as error:
+        raise MissingPackage(
+            f"ntkdyn.integrations.ignite: {error}; pip install -c constraints.txt pytorch-ignite"
+        ) from error
+
+
+class RecorderHandler:
+    """Records while an engine runs.
+
+    Args:
+        recorder: of the network that the engine trains.
+        optimizers: a step is one applied step of the last one.
+
+    A recorder has ``state_dict`` and ``load_state_dict``, so that it goes among the objects of Ignite's Checkpoint.
+    """
+
+    def __init__(self, recorder: Recorder, *optimizers: Optimizer) -> None:
+        self.recorder = recorder
+        self._optimizers = optimizers
+        self._attached: AbstractContextManager[Recorder] | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Begin with the engine and end with it, also when it raises."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._complete)
+        # Alone where an engine is terminated with skip_completed.
+        engine.add_event_handler(Events.TERMINATE, self._complete)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _start(self, engine: Engine) -> None:
+        length, epochs = engine.state.epoch_length, engine.state.max_epochs
+        total = length * epochs if length is not None and epochs is not None else None
+        self._attached = self.recorder.attach(*self._optimizers, total_steps=total)
+        self._attached.__enter__()
+
+    def _complete(self, engine: Engine) -> None:
+        self._leave(None)
+        self.recorder.close()
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._leave(error)
+        # An engine that has a handler of exceptions leaves raising to it.
+        raise error
+
+    def _leave(self, error: BaseException | None) -> None:
+        attached, self._attached = self._attached, None
+        if attached is not None:
+            attached.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
