@@ -20,8 +20,9 @@ from ..probe import Field, Probe, Snapshot
 from ..store.declare import declared
 from ..store.segment import TEXT, Declaration
 from .determinism import check_forward
+from .guard import undisturbed
 from .passes import Loss, Pass
-from .snapshots import BatchNorm, Forward, ProbeSet, reestimate, undisturbed
+from .snapshots import BatchNorm, Forward, ProbeSet, reestimate
 from .watches import Watched
 
 OnError = Literal["raise", "warn", "disable"]

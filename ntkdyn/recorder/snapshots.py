@@ -5,9 +5,8 @@ Nothing here writes to the live network, to a random state, or to a switch of to
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,42 +125,6 @@ def run_forward(forward: Forward, model: nn.Module, inputs: Any, where: str) -> 
             f"{' '.join(str(error).split())}; expected inputs of the shape and type that the network is trained on, "
             "and a forward pass for any number of samples"
         ) from error
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Guard whatever a probe may switch: random states, grad mode, autocast, precision and thread settings.
-
-    Inside, gradients are on and autocast and inference mode are off, whatever the caller has.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # that of the user's code
-    threads, default_dtype = torch.get_num_threads(), torch.get_default_dtype()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    accelerators = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=accelerators))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for kind in {"cpu", device.type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
-            if torch.get_default_dtype() != default_dtype:
-                torch.set_default_dtype(default_dtype)
-            if (
-                torch.are_deterministic_algorithms_enabled(),
-                torch.is_deterministic_algorithms_warn_only_enabled(),
-            ) != (
-                deterministic,
-                warn_only,
-            ):
-                torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def has_running_norms(model: nn.Module) -> bool:

@@ -1,0 +1,162 @@
+"""Whatever a probe may switch in the process is what it was before when the snapshot is over."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.modules import module as modules
+
+_backends: Any = torch.backends  # annotated without the settings of its parts
+# Parents before children: a child without a value of its own shows that of its parent.
+_PRECISIONS = (
+    (None, _backends),
+    (_backends, _backends.mkldnn),
+    (_backends, _backends.cudnn),
+    *((_backends.mkldnn, getattr(_backends.mkldnn, part)) for part in ("matmul", "conv", "rnn")),
+    *((_backends.cudnn, part) for part in (_backends.cuda.matmul, _backends.cudnn.conv, _backends.cudnn.rnn)),
+)
+
+
+def _precisions() -> list[str]:
+    return [backend.fp32_precision for _, backend in _PRECISIONS]
+
+
+def _set_precisions(found: list[str]) -> None:
+    of = {id(backend): value for (_, backend), value in zip(_PRECISIONS, found, strict=True)}
+    for (parent, backend), value in zip(_PRECISIONS, found, strict=True):
+        if backend.fp32_precision != value:
+            backend.fp32_precision = "none" if parent is not None and of[id(parent)] == value else value
+
+
+def _default_device() -> torch.device:
+    return torch.get_default_device()
+
+
+def _set_default_device(device: torch.device) -> None:
+    # Without one it is the CPU; to set that would leave a mode behind.
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+def _set_filters(filters: list[Any]) -> None:
+    # In place, as the interpreter knows the list; catch_warnings would make warnings that were shown come again.
+    warnings.filters[:] = filters  # type: ignore[index]
+    warnings.simplefilter("default", category=_Nothing, append=True)
+    warnings.filters.pop()  # type: ignore[attr-defined]
+
+
+class _Nothing(Warning):
+    """Never raised: adding and removing its filter tells the interpreter that the list has changed."""
+
+
+def _signals() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _set_signals(handlers: dict[int, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return None
+
+
+def _set_folder(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
+# How to read a switch and how to write it; written only where it has changed, because some writes cost or warn.
+_SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (_default_device, _set_default_device),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda state: torch.autograd.set_detect_anomaly(*state),
+    ),
+    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    (_precisions, _set_precisions),
+    *(
+        (partial(getattr, part, name), partial(setattr, part, name))
+        for part, name in (
+            (_backends.cudnn, "enabled"),
+            (_backends.cudnn, "benchmark"),
+            (_backends.cudnn, "deterministic"),
+            (_backends.mkldnn, "enabled"),
+            (_backends.mkldnn, "deterministic"),
+        )
+    ),
+    (np.geterr, lambda state: np.seterr(**state)),
+    (lambda: list(warnings.filters), _set_filters),
+    (_signals, _set_signals),
+    (lambda: dict(os.environ), _set_environment),
+    (_folder, _set_folder),
+)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Guard random states, modes, switches, hooks of all modules, environment and signal handlers.
+
+    Inside, gradients are on, autocast and inference mode are off, whatever the caller has, and hooks that the caller
+    gave to all modules (``register_module_forward_hook`` and its like) do not run. Not guarded: what a probe does to
+    objects of her own, to files, and to modules of Python that it patches.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # that of the user's code
+    switches = [read() for read, _ in _SWITCHES]
+    accelerators = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with ExitStack() as stack:
+        stack.enter_context(_without_global_hooks())
+        stack.enter_context(torch.random.fork_rng(devices=accelerators))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", device.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            for (read, write), value in zip(_SWITCHES, switches, strict=True):
+                if read() != value:
+                    write(value)
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """Take off the hooks that were given to all modules, and give back exactly them."""
+    # There is no public list of them.
+    tables = {name: table for name, table in vars(modules).items() if name.startswith("_global_")}
+    kept = {name: dict(table) for name, table in tables.items() if isinstance(table, dict)}
+    for name in kept:
+        tables[name].clear()
+    try:
+        yield
+    finally:
+        for name, hooks in kept.items():
+            tables[name].clear()
+            tables[name].update(hooks)
+        # None, or whether the hooks of the backward pass are the full ones.
+        modules._global_is_full_backward_hook = tables["_global_is_full_backward_hook"]
