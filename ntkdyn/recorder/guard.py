@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.modules import module as modules
+from torch.nn.utils import parametrize
 
 _backends: Any = torch.backends  # annotated without the settings of its parts
 # Parents before children: a child without a value of its own shows that of its parent.
@@ -122,41 +123,50 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
     Inside, gradients are on, autocast and inference mode are off, whatever the caller has, and hooks that the caller
     gave to all modules (``register_module_forward_hook`` and its like) do not run. Not guarded: what a probe does to
-    objects of her own, to files, and to modules of Python that it patches.
+    objects of its author, to files, and to modules of Python that it patches; and modes of torch that the caller is in,
+    such as a counter of operations, see those of the snapshot.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # that of the user's code
     switches = [read() for read, _ in _SWITCHES]
     accelerators = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with ExitStack() as stack:
+        # Each by itself, so that one that cannot be put back keeps none of the others from it.
+        for (read, write), value in zip(_SWITCHES, switches, strict=True):
+            stack.callback(_restore, read, write, value)
+        stack.callback(np.random.set_state, numpy_state)
+        stack.callback(random.setstate, python_state)
         stack.enter_context(_without_global_hooks())
         stack.enter_context(torch.random.fork_rng(devices=accelerators))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in {"cpu", device.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            for (read, write), value in zip(_SWITCHES, switches, strict=True):
-                if read() != value:
-                    write(value)
+        yield
+
+
+def _restore(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> None:
+    if read() != value:
+        write(value)
 
 
 @contextmanager
 def _without_global_hooks() -> Iterator[None]:
-    """Take off the hooks that were given to all modules, and give back exactly them."""
-    # There is no public list of them.
+    """Take off what was given to all modules, hooks and the cache of parametrizations, and give back exactly it."""
+    # There is no public list of the hooks.
     tables = {name: table for name, table in vars(modules).items() if name.startswith("_global_")}
     kept = {name: dict(table) for name, table in tables.items() if isinstance(table, dict)}
+    cached = parametrize._cache_enabled, parametrize._cache
     for name in kept:
         tables[name].clear()
+    # Whether the hooks of the backward pass are the full ones; torch refuses a mixture.
+    modules._global_is_full_backward_hook = None
+    # By the id of a module: a clone at the address of an earlier one would get the weights of that one.
+    parametrize._cache_enabled, parametrize._cache = 0, {}
     try:
         yield
     finally:
+        parametrize._cache_enabled, parametrize._cache = cached
+        modules._global_is_full_backward_hook = tables["_global_is_full_backward_hook"]
         for name, hooks in kept.items():
             tables[name].clear()
             tables[name].update(hooks)
-        # None, or whether the hooks of the backward pass are the full ones.
-        modules._global_is_full_backward_hook = tables["_global_is_full_backward_hook"]

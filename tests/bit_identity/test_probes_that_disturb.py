@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,40 @@ def test_callers_autocast_and_modes_do_not_reach_the_snapshot() -> None:
     for name, value in expected.items():
         assert np.array_equal(value, found[name])
         assert np.array_equal(value, inside[name])
+
+
+def test_cached_parametrizations_of_the_caller_stay_hers() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 3))
+    inputs = torch.randn(5, 4)
+    with nn.utils.parametrize.cached():
+        before = model[0].weight
+        for _ in range(3):
+            with torch.no_grad():
+                model[0].parametrizations.weight.original0.add_(0.5)
+            found = nd.measure(model, ["outputs", "ntk"], inputs)
+            assert model[0].weight is before
+            with torch.no_grad():
+                # What the parameters say now, not what the caller's cache holds.
+                expected = nd.measure(copy.deepcopy(model), ["outputs", "ntk"], inputs)
+            for name, value in expected.items():
+                assert np.array_equal(value, found[name]), name
+    alone = nd.measure(model, ["outputs", "ntk"], inputs)
+    for name, value in alone.items():
+        assert np.array_equal(value, found[name]), name
+
+
+def test_hooks_on_all_modules_do_not_see_snapshots() -> None:
+    model, inputs = nn.Sequential(nn.Linear(4, 6), Gate(6), nn.Linear(6, 3)), torch.randn(5, 4)
+    calls: list[str] = []
+    handles = [
+        nn.modules.module.register_module_forward_hook(lambda *_: calls.append("forward")),
+        nn.modules.module.register_module_full_backward_hook(lambda *_: calls.append("backward")),
+    ]
+    try:
+        nd.measure(model, ["outputs", "ntk"], inputs)
+        assert calls == []
+        model(inputs).sum().backward()
+        assert {"forward", "backward"} == set(calls)
+    finally:
+        for handle in handles:
+            handle.remove()
