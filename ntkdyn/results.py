@@ -119,6 +119,10 @@ class Run:
         """Path of every recorded array."""
         return self._reader.names()
 
+    def group_of(self, name: str) -> str:
+        """Group to which an array belongs: "ntk/test" of "ntk/test/kernel".  Raises: UnknownName."""
+        return self._reader.owner(name)[0].group
+
     def sets(self, probe: str) -> list[str]:
         """Probe sets on which a probe was recorded; "" for the unnamed one.
 

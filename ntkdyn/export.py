@@ -1,0 +1,176 @@
+"""Recordings for other tools: CSV and Parquet tables, netCDF, and the event files of TensorBoard."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .errors import MissingPackage, RecordingExists, UnknownName
+from .probe import Field
+from .results import Run
+from .store.segment import dump_json
+
+# Rows of one table; a spreadsheet ends far below, and a kernel has a row for each pair of samples and step.
+MAX_ROWS = 5_000_000
+# Entries of an array that become curves of their own in TensorBoard.
+MAX_CURVES = 64
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and why what was left out is not in it."""
+
+    path: Path
+    left_out: Mapping[str, str]
+
+
+def export(run: Run, to: str, out: Path) -> Export:
+    """Write all arrays of a run in another format.
+
+    ``csv`` and ``parquet``: a folder of tables. ``<group>`` has the scalars of a group, a row for each step; every
+    other array has a table of its own, a row for each number: step, epoch, the coordinate or index on each axis, value.
+    Arrays of more than 5,000,000 numbers are left out. ``netcdf``: one file with a group for each group of the run,
+    which ``xarray.open_datatree`` reads. ``tensorboard``: a folder with an event file of all scalars and of arrays of
+    up to 64 numbers, against the step.
+
+    Raises: RecordingExists: there is something at ``out``; it stays.  UnknownName: no such format.
+        MissingPackage: pyarrow or tensorboard; the message holds the command that installs it.
+    """
+    if to not in FORMATS:
+        raise UnknownName(f"export: found no format {to!r}; there are: {', '.join(FORMATS)}")
+    if out.exists():
+        raise RecordingExists(f"{out} exists already; nothing was touched; choose another --out")
+    # Under another name until it is whole.
+    unfinished = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        left_out = FORMATS[to](run, unfinished)
+        unfinished.rename(out)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)
+    return Export(out, left_out)
+
+
+def _tables(run: Run, left_out: dict[str, str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Tables by name; what is too large for one is noted in ``left_out``."""
+    stepped = set(run.groups())
+    scalars: dict[str, pd.DataFrame] = {}
+    for name in run.names():
+        group = run.group_of(name)
+        field = run.field(name)
+        by_step = group in stepped and not field.static
+        steps = run.steps(group) if by_step else None
+        rows = math.prod(field.shape) * (1 if steps is None else len(steps))
+        if rows > MAX_ROWS:
+            left_out[name] = f"{rows} numbers, more than the {MAX_ROWS} rows of a table; take --to netcdf"
+            continue
+        axes = dict(zip(field.dims, _labels(field), strict=True))
+        if steps is None:
+            yield name, _long(axes, run[name])
+        elif field.shape == ():
+            table = scalars.setdefault(group, pd.DataFrame({"step": steps, "epoch": run.epochs(group)}))
+            table[name.removeprefix(f"{group}/")] = run[name]
+        else:
+            table = _long({"step": steps} | axes, run[name])
+            table.insert(1, "epoch", np.repeat(run.epochs(group), math.prod(field.shape)))
+            yield name, table
+    yield from scalars.items()
+
+
+def _labels(field: Field) -> list[list[Any]]:
+    """Coordinate, or else index, along each axis."""
+    axes = zip(field.dims, field.shape, strict=True)
+    return [list(field.coordinates.get(dim, range(size))) for dim, size in axes]
+
+
+def _long(axes: Mapping[str, Any], values: np.ndarray[Any, Any]) -> pd.DataFrame:
+    """One row for each number; the last axis runs fastest."""
+    columns = {}
+    for number, (name, labels) in enumerate(axes.items()):
+        inner = math.prod(values.shape[number + 1 :])
+        outer = math.prod(values.shape[:number])
+        columns[name] = np.tile(np.repeat(np.asarray(labels), inner), outer)
+    return pd.DataFrame({**columns, "value": values.reshape(-1)})
+
+
+def _write_csv(run: Run, out: Path) -> dict[str, str]:
+    left_out: dict[str, str] = {}
+    out.mkdir()
+    for name, table in _tables(run, left_out):
+        table.to_csv(out / f"{name.replace('/', '.')}.csv", index=False)
+    return left_out
+
+
+def _write_parquet(run: Run, out: Path) -> dict[str, str]:
+    try:
+        importlib.import_module("pyarrow")  # pandas takes it by itself
+    except ImportError as error:
+        raise _missing("parquet", error) from error
+    left_out: dict[str, str] = {}
+    out.mkdir()
+    for name, table in _tables(run, left_out):
+        table.to_parquet(out / f"{name.replace('/', '.')}.parquet", index=False, engine="pyarrow")
+    return left_out
+
+
+def _write_netcdf(run: Run, out: Path) -> dict[str, str]:
+    tree = run.to_xarray()
+    for node in tree.subtree:
+        for attributes in (node.attrs, *(variable.attrs for variable in node.variables.values())):
+            for key, value in attributes.items():
+                # The format has numbers, texts and lists of numbers.
+                if not isinstance(value, (str, int, float, np.ndarray, np.generic)) or isinstance(value, bool):
+                    attributes[key] = dump_json(value)
+    tree.to_netcdf(out, engine="h5netcdf")
+    return {}
+
+
+def _write_tensorboard(run: Run, out: Path) -> dict[str, str]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise _missing("tensorboard", error) from error
+    left_out: dict[str, str] = {}
+    writer = SummaryWriter(str(out))
+    try:
+        for group in run.groups():
+            for name in (name for name in run.names() if run.group_of(name) == group):
+                field = run.field(name)
+                if field.static or field.dtype == "str" or math.prod(field.shape) > MAX_CURVES:
+                    left_out[name] = f"no number a step, or more than {MAX_CURVES}; TensorBoard shows curves"
+                    continue
+                values = np.asarray(run[name], dtype=np.float64).reshape(len(run.steps(group)), -1)
+                for tag, column in zip(_tags(name, field), values.T, strict=True):
+                    for step, value in zip(run.steps(group).tolist(), column.tolist(), strict=True):
+                        writer.add_scalar(tag, value, step)
+    finally:
+        writer.close()
+    return left_out
+
+
+def _tags(name: str, field: Field) -> list[str]:
+    return ["/".join([name, *map(str, labels)]) for labels in itertools.product(*_labels(field))]
+
+
+def _missing(to: str, error: ImportError) -> MissingPackage:
+    return MissingPackage(f"export to {to}: {error}; pip install -c constraints.txt 'ntkdyn[export]'")
+
+
+FORMATS: dict[str, Callable[[Run, Path], dict[str, str]]] = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+    "netcdf": _write_netcdf,
+    "tensorboard": _write_tensorboard,
+}

@@ -1,0 +1,138 @@
+"""Exports: what other tools read back is what was recorded, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import ntkdyn.export
+from ntkdyn.cli import main
+from ntkdyn.errors import MissingPackage, RecordingExists, UnknownName
+from ntkdyn.export import export
+from ntkdyn.probe import Field
+from ntkdyn.results import Run
+from ntkdyn.store.writer import RunWriter
+
+STEPS = [0, 5, 10]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with scalars, text, a labelled vector, a kernel, static arrays and a probe set."""
+    writer = RunWriter(tmp_path / "run", {})
+    dims = ("sample", "sample_2")
+    writer.declare("ntk/test", [Field(name="kernel", dims=dims, shape=(3, 3))])
+    layers = {"layer": ["first", "last"]}
+    writer.declare(
+        "units",
+        [
+            Field(name="active", dims=("layer",), shape=(2,), dtype="i8", coordinates=layers),
+            Field(name="total", dims=("layer",), shape=(2,), dtype="i8", coordinates=layers, static=True),
+            Field(name="share", dtype="f8"),
+            Field(name="note", dtype="str"),
+        ],
+    )
+    writer.write_arrays("probe_sets/test", {"targets": np.arange(3)}, dims={"targets": ("sample",)})
+    for step in STEPS:
+        kernel = np.arange(9, dtype="f4").reshape(3, 3) / 7 + step
+        units = {"active": [8 - step // 5, 3], "total": [8, 3], "share": 1 / (step + 3), "note": f"é{step}"}
+        writer.commit(step, step / 4, {"ntk/test": {"kernel": kernel}, "units": units})
+    writer.close()
+    return Run.open(tmp_path / "run")
+
+
+def table(folder: Path, name: str, to: str) -> pd.DataFrame:
+    return pd.read_csv(folder / f"{name}.csv") if to == "csv" else pd.read_parquet(folder / f"{name}.parquet")
+
+
+@pytest.mark.parametrize("to", ["csv", "parquet"])
+def test_tables_hold_every_number(run: Run, tmp_path: Path, to: str) -> None:
+    result = export(run, to, tmp_path / "out" / "tables")
+    assert result.left_out == {}
+    assert sorted(path.stem for path in result.path.iterdir()) == [
+        "ntk.test.kernel", "probe_sets.test.targets", "units", "units.active", "units.total",
+    ]  # fmt: skip
+    units = table(result.path, "units", to)
+    assert units["step"].tolist() == STEPS
+    assert units["epoch"].tolist() == [0, 1.25, 2.5]
+    assert units["share"].tolist() == run["units/share"].tolist()
+    assert units["note"].tolist() == ["é0", "é5", "é10"]
+    kernel = table(result.path, "ntk.test.kernel", to)
+    assert list(kernel.columns) == ["step", "epoch", "sample", "sample_2", "value"]
+    assert np.array_equal(kernel["value"].to_numpy("f4").reshape(3, 3, 3), run["ntk/test/kernel"])
+    chosen = kernel[(kernel["step"] == 5) & (kernel["sample"] == 1) & (kernel["sample_2"] == 2)]
+    assert np.float32(chosen["value"].item()) == run["ntk/test/kernel"][1, 1, 2]
+    active = table(result.path, "units.active", to)
+    assert active["layer"].tolist() == ["first", "last"] * 3
+    assert active["value"].tolist() == [8, 3, 7, 3, 6, 3]
+    assert table(result.path, "units.total", to)["value"].tolist() == [8, 3]
+
+
+def test_what_is_too_large_for_a_table_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ntkdyn.export, "MAX_ROWS", 26)
+    result = export(run, "csv", tmp_path / "tables")
+    assert list(result.left_out) == ["ntk/test/kernel"]
+    assert result.left_out["ntk/test/kernel"].startswith("27 numbers, more than the 26 rows")
+    assert not (tmp_path / "tables" / "ntk.test.kernel.csv").exists()
+
+
+def test_netcdf_is_read_by_xarray(run: Run, tmp_path: Path) -> None:
+    export(run, "netcdf", tmp_path / "run.nc")
+    with xr.open_datatree(tmp_path / "run.nc", engine="h5netcdf") as tree:
+        assert np.array_equal(tree["ntk/test/kernel"].to_numpy(), run["ntk/test/kernel"])
+        assert tree["ntk/test/kernel"].dims == ("step", "sample", "sample_2")
+        assert tree["units/active"].coords["layer"].to_numpy().tolist() == ["first", "last"]
+        assert tree["units"]["step"].to_numpy().tolist() == STEPS
+
+
+def test_tensorboard_shows_curves(run: Run, tmp_path: Path) -> None:
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = export(run, "tensorboard", tmp_path / "events")
+    events = loading.EventAccumulator(str(result.path)).Reload()
+    tags = events.Tags()["scalars"]
+    assert {"units/share", "units/active/first", "units/active/last", "ntk/test/kernel/0/2"} <= set(tags)
+    assert [(one.step, np.float32(one.value)) for one in events.Scalars("units/share")] == [
+        (step, np.float32(1 / (step + 3))) for step in STEPS
+    ]
+    assert set(result.left_out) == {"units/total", "units/note"}
+
+
+def test_nothing_is_overwritten_and_nothing_half_done_stays(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(RecordingExists, match="there exists already; nothing was touched"):
+        export(run, "csv", tmp_path / "there")
+    assert (tmp_path / "there").read_text() == "mine"
+    with pytest.raises(UnknownName, match="no format 'xls'; there are: csv, parquet, netcdf, tensorboard"):
+        export(run, "xls", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingPackage, match=r"export to parquet: .*pip install -c constraints.txt 'ntkdyn\[export\]'"):
+        export(run, "parquet", tmp_path / "out")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fail)
+    with pytest.raises(OSError, match="no space"):
+        export(run, "csv", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
+
+
+def test_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run.path), "--to", "csv"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run-csv")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run.path), "--to", "csv"])
+    assert ended.value.code == 2
+    assert "run-csv exists already" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(tmp_path / "nothing"), "--to", "netcdf"])
+    assert ended.value.code == 2
