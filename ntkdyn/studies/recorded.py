@@ -78,13 +78,20 @@ def kernel_sets(run: Run) -> list[str]:
     ]
 
 
-def trace_kernels(run: Run, probe_set: str) -> NDArray[np.float64]:
-    """Return the trace kernels [S, N, N] of a probe set, whatever reduction was recorded."""
+def trace_kernels(run: Run, probe_set: str, snapshots: slice | None = None) -> NDArray[np.float64]:
+    """Return the trace kernels [S, N, N] of a probe set, whatever reduction was recorded.
+
+    Args: snapshots: read these only; None: all.
+    """
+
+    def recorded(name: str) -> NDArray[np.float64]:
+        return np.asarray(run[name] if snapshots is None else run.lazy(name)[snapshots], dtype=np.float64)
+
     name = path_of("ntk", probe_set, "kernel")
     if name not in run:
         # Recorded per layer only: the layers add up to the whole.
-        return np.asarray(np.asarray(run[path_of("ntk", probe_set, "layers")], dtype=np.float64).sum(1))
-    kernels = np.asarray(run[name], dtype=np.float64)
+        return np.asarray(recorded(path_of("ntk", probe_set, "layers")).sum(1))
+    kernels = recorded(name)
     if kernels.ndim == 5:
         return np.asarray(np.einsum("snmcc->snm", kernels))
     if kernels.ndim == 4:
