@@ -124,7 +124,7 @@ def draw_lines(
     dashes = DASHES[(index if dash is None else dash) % len(DASHES)]
     if len(curves) > 1:
         for curve in curves:
-            ax.plot(abscissa, curve, color=color, linewidth=0.4, alpha=0.45)
+            draw_thin(abscissa, curve, ax=ax, index=index)
     # A mean over the runs that are finite there; all-NaN columns stay NaN without a warning.
     finite = np.isfinite(curves)
     counts = finite.sum(0)
@@ -136,6 +136,26 @@ def draw_lines(
         abscissa, mean, color=color, linestyle=dashes, marker=marker, markevery=spacing, label=label or None
     )
     return line
+
+
+def draw_thin(x: ArrayLike, values: ArrayLike, *, ax: Axes | None = None, index: int = 0) -> Line2D:
+    """Draw one curve [S] thin and without a label, beside the mean of several."""
+    (line,) = _axes(ax).plot(
+        np.asarray(x, dtype=np.float64),
+        np.asarray(values, dtype=np.float64),
+        color=COLORS[index % len(COLORS)],
+        linewidth=0.4,
+        alpha=0.45,
+    )
+    return line
+
+
+def draw_band(x: ArrayLike, low: ArrayLike, high: ArrayLike, *, ax: Axes | None = None, index: int = 0) -> Artist:
+    """Draw a pale band between two curves [S], around their mean; NaN leaves a gap."""
+    below, above = (np.asarray(edge, dtype=np.float64) for edge in (low, high))
+    return _axes(ax).fill_between(
+        np.asarray(x, dtype=np.float64), below, above, color=COLORS[index % len(COLORS)], alpha=0.15, linewidth=0
+    )
 
 
 def draw_intervals(
