@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ from .studies.recorded import kernel_sets, path_of, trace_kernels
 MOST_POINTS = 120
 """Most snapshots that one refresh reads of a curve; of more, that many at equal distance."""
 
-MOST_BYTES = 2**26
-"""Largest snapshot of an array that is read, in bytes; a larger kernel has no drift at a glance."""
+MOST_BYTES = 2**28
+"""Most bytes that one refresh reads of a curve; a kernel that is larger by itself has no drift at a glance."""
 
 _BATCH = 2**25
 
@@ -56,6 +56,8 @@ class Glance:
     Args:
         run: the run, as opened.
         points: most snapshots that one refresh reads of a curve.
+        most_bytes: most bytes that it reads of one.
+        names: read curves of these names only; None: all.
         trusted: skip the checks of new files, as in ``Run.open``.
 
     Attributes:
@@ -63,10 +65,20 @@ class Glance:
         path: its folder, or its run.h5.
     """
 
-    def __init__(self, run: Run, *, points: int = MOST_POINTS, trusted: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        points: int = MOST_POINTS,
+        most_bytes: int = MOST_BYTES,
+        names: Container[str] | None = None,
+        trusted: bool = False,
+    ) -> None:
         self.run = run
         self.path = run.path
         self._points = points
+        self._most_bytes = most_bytes
+        self._names = names
         self._trusted = trusted
         self._branches: list[Any] = []
         self._curves: dict[tuple[str, str], Curve] = {}
@@ -132,10 +144,11 @@ class Glance:
             # Resumed: steps read before may be superseded by others of the same number.
             self._curves, self._first_kernels, self._branches = {}, {}, branches
         for curve, array, measured in self._sources():
-            known = self._curves.setdefault((curve.name, curve.set), curve)
-            self._continue(known, array, measured)
+            if self._names is None or curve.name in self._names:
+                known = self._curves.setdefault((curve.name, curve.set), curve)
+                self._continue(known, array, measured)
 
-    def _sources(self) -> Iterator[tuple[Curve, str, Callable[[slice], Array]]]:
+    def _sources(self) -> Iterator[tuple[Curve, str, Callable[[list[int]], Array]]]:
         """What there is to read: an empty curve, its array, and the values [k] of some snapshots of that."""
         run = self.run
         outputs = run.sets("outputs") if any(group.split("/")[0] == "outputs" for group in run.groups()) else []
@@ -156,24 +169,27 @@ class Glance:
                 lambda rows: run.lazy("units/active")[rows].sum(1),
             )
 
-    def _continue(self, curve: Curve, array: str, measured: Callable[[slice], Array]) -> None:
+    def _continue(self, curve: Curve, array: str, measured: Callable[[list[int]], Array]) -> None:
         recorded = self.run.lazy(array)
         size = math.prod(recorded.shape[1:]) * recorded.dtype.itemsize
-        if size > MOST_BYTES:
-            curve.left_out = f"a snapshot is {size / 2**20:.3g} MiB, more than {MOST_BYTES / 2**20:.3g}"
+        if size > self._most_bytes:
+            curve.left_out = f"a snapshot is {size / 2**20:.3g} MiB, more than {self._most_bytes / 2**20:.3g}"
             return
         known = int(np.searchsorted(recorded.steps, curve.steps[-1], side="right")) if curve.steps else 0
         chosen = np.arange(known, len(recorded))
-        if len(chosen) > self._points:
-            chosen = np.unique(np.linspace(chosen[0], chosen[-1], self._points).round().astype(int))
-        for rows in _slices(chosen, max(1, _BATCH // max(size, 1))):
+        most = min(self._points, self._most_bytes // max(size, 1))
+        if len(chosen) > most:
+            chosen = np.unique(np.linspace(chosen[-1], chosen[0], most).round().astype(int))
+        count = max(1, _BATCH // max(size, 1))
+        for start in range(0, len(chosen), count):
+            rows = chosen[start : start + count].tolist()
             curve.values += [float(value) for value in measured(rows)]
             curve.steps += recorded.steps[rows].tolist()
 
-    def _drift(self, probe_set: str) -> Callable[[slice], Array]:
-        def measured(rows: slice) -> Array:
+    def _drift(self, probe_set: str) -> Callable[[list[int]], Array]:
+        def measured(rows: list[int]) -> Array:
             if probe_set not in self._first_kernels:
-                self._first_kernels[probe_set] = trace_kernels(self.run, probe_set, slice(0, 1))[0]
+                self._first_kernels[probe_set] = trace_kernels(self.run, probe_set, [0])[0]
             first = self._first_kernels[probe_set]
             return np.array([_distance(kernel, first) for kernel in trace_kernels(self.run, probe_set, rows)])
 
@@ -203,20 +219,9 @@ def _distance(kernel: Array, first: Array) -> float:
         return math.nan
 
 
-def _mean_of(run: Run, path: str, factor: float) -> Callable[[slice], Array]:
-    def measured(rows: slice) -> Array:
+def _mean_of(run: Run, path: str, factor: float) -> Callable[[list[int]], Array]:
+    def measured(rows: list[int]) -> Array:
         values = np.asarray(run.lazy(path)[rows], dtype=np.float64)
         return np.asarray(factor * values.reshape(len(values), -1).mean(1))
 
     return measured
-
-
-def _slices(indices: Array, most: int) -> Iterator[slice]:
-    """Indices as slices of at most ``most`` neighbors; distant ones one by one."""
-    start = 0
-    while start < len(indices):
-        end = start + 1
-        while end < len(indices) and end - start < most and indices[end] == indices[end - 1] + 1:
-            end += 1
-        yield slice(int(indices[start]), int(indices[end - 1]) + 1)
-        start = end

@@ -173,6 +173,12 @@ class Run:
             f"<Run {self.name}: {self.manifest.get('status', 'unknown')}, groups {', '.join(self.groups()) or 'none'}>"
         )
 
+    def _repr_html_(self) -> str:
+        """A table of the groups and a small picture, for notebooks."""
+        from .preview import run_html
+
+        return run_html(self)
+
     def to_xarray(self) -> xr.DataTree:
         """Return all arrays as a tree of labelled datasets, with ``step`` and ``epoch`` as coordinates.
 
@@ -319,6 +325,15 @@ class Sweep:
                 "it; give the folder of the sweep"
             ) from None
         return cls(folder, manifest, trusted=trusted, max_bytes=max_bytes, max_ratio=max_ratio)
+
+    def _repr_html_(self) -> str:
+        """What the runs share, and a table of how they differ and end, for notebooks."""
+        from .preview import sweep_html
+
+        return sweep_html(self)
+
+    def __repr__(self) -> str:
+        return f"<Sweep {self.name}: {len(self._finished)} of {len(self._planned)} runs finished>"
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -78,10 +78,10 @@ def kernel_sets(run: Run) -> list[str]:
     ]
 
 
-def trace_kernels(run: Run, probe_set: str, snapshots: slice | None = None) -> NDArray[np.float64]:
+def trace_kernels(run: Run, probe_set: str, snapshots: list[int] | None = None) -> NDArray[np.float64]:
     """Return the trace kernels [S, N, N] of a probe set, whatever reduction was recorded.
 
-    Args: snapshots: read these only; None: all.
+    Args: snapshots: read these only, by their indices; None: all.
     """
 
     def recorded(name: str) -> NDArray[np.float64]:
