@@ -40,8 +40,8 @@ def export(run: Run, to: str, out: Path) -> Export:
     ``csv`` and ``parquet``: a folder of tables. ``<group>`` has the scalars of a group, a row for each step; every
     other array has a table of its own, a row for each number: step, epoch, the coordinate or index on each axis, value.
     Arrays of more than 5,000,000 numbers are left out. ``netcdf``: one file with a group for each group of the run,
-    which ``xarray.open_datatree`` reads. ``tensorboard``: a folder with an event file of all scalars and of arrays of
-    up to 64 numbers, against the step.
+    which ``xarray.open_datatree`` reads. ``tensorboard``: a folder with an event file of all scalars, of arrays of
+    up to 64 numbers, and of means over more samples than that (the loss), against the step.
 
     Raises: RecordingExists: there is something at ``out``; it stays.  UnknownName: no such format.
         MissingPackage: pyarrow or tensorboard; the message holds the command that installs it.
@@ -148,11 +148,14 @@ def _write_tensorboard(run: Run, out: Path) -> dict[str, str]:
         for group in run.groups():
             for name in (name for name in run.names() if run.group_of(name) == group):
                 field = run.field(name)
-                if field.static or field.dtype == "str" or math.prod(field.shape) > MAX_CURVES:
-                    left_out[name] = f"no number a step, or more than {MAX_CURVES}; TensorBoard shows curves"
+                tags = _tags(name, field)
+                if not tags:
+                    left_out[name] = f"no numbers a step, or more than {MAX_CURVES}; TensorBoard shows curves"
                     continue
                 values = np.asarray(run[name], dtype=np.float64).reshape(len(run.steps(group)), -1)
-                for tag, column in zip(_tags(name, field), values.T, strict=True):
+                if len(tags) < values.shape[1]:
+                    values = values.mean(1, keepdims=True)
+                for tag, column in zip(tags, values.T, strict=True):
                     for step, value in zip(run.steps(group).tolist(), column.tolist(), strict=True):
                         writer.add_scalar(tag, value, step)
     finally:
@@ -161,6 +164,11 @@ def _write_tensorboard(run: Run, out: Path) -> dict[str, str]:
 
 
 def _tags(name: str, field: Field) -> list[str]:
+    """Names of the curves of an array: one a number, one for the mean over many samples, none where there are none."""
+    if field.static or field.dtype == "str":
+        return []
+    if math.prod(field.shape) > MAX_CURVES:
+        return [f"{name}/mean"] if field.dims == ("sample",) else []
     return ["/".join([name, *map(str, labels)]) for labels in itertools.product(*_labels(field))]
 
 

@@ -35,12 +35,19 @@ def run(tmp_path: Path) -> Run:
             Field(name="total", dims=("layer",), shape=(2,), dtype="i8", coordinates=layers, static=True),
             Field(name="share", dtype="f8"),
             Field(name="note", dtype="str"),
+            Field(name="loss", dims=("sample",), shape=(80,), dtype="f8"),
         ],
     )
     writer.write_arrays("probe_sets/test", {"targets": np.arange(3)}, dims={"targets": ("sample",)})
     for step in STEPS:
         kernel = np.arange(9, dtype="f4").reshape(3, 3) / 7 + step
-        units = {"active": [8 - step // 5, 3], "total": [8, 3], "share": 1 / (step + 3), "note": f"é{step}"}
+        units = {
+            "active": [8 - step // 5, 3],
+            "total": [8, 3],
+            "share": 1 / (step + 3),
+            "note": f"é{step}",
+            "loss": np.arange(80.0) + step,
+        }
         writer.commit(step, step / 4, {"ntk/test": {"kernel": kernel}, "units": units})
     writer.close()
     return Run.open(tmp_path / "run")
@@ -55,7 +62,7 @@ def test_tables_hold_every_number(run: Run, tmp_path: Path, to: str) -> None:
     result = export(run, to, tmp_path / "out" / "tables")
     assert result.left_out == {}
     assert sorted(path.stem for path in result.path.iterdir()) == [
-        "ntk.test.kernel", "probe_sets.test.targets", "units", "units.active", "units.total",
+        "ntk.test.kernel", "probe_sets.test.targets", "units", "units.active", "units.loss", "units.total",
     ]  # fmt: skip
     units = table(result.path, "units", to)
     assert units["step"].tolist() == STEPS
@@ -74,9 +81,9 @@ def test_tables_hold_every_number(run: Run, tmp_path: Path, to: str) -> None:
 
 
 def test_what_is_too_large_for_a_table_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ntkdyn.export, "MAX_ROWS", 26)
+    monkeypatch.setattr(ntkdyn.export, "MAX_ROWS", 26)  # the losses are more too
     result = export(run, "csv", tmp_path / "tables")
-    assert list(result.left_out) == ["ntk/test/kernel"]
+    assert set(result.left_out) == {"ntk/test/kernel", "units/loss"}
     assert result.left_out["ntk/test/kernel"].startswith("27 numbers, more than the 26 rows")
     assert not (tmp_path / "tables" / "ntk.test.kernel.csv").exists()
 
@@ -99,6 +106,7 @@ def test_tensorboard_shows_curves(run: Run, tmp_path: Path) -> None:
     assert [(one.step, np.float32(one.value)) for one in events.Scalars("units/share")] == [
         (step, np.float32(1 / (step + 3))) for step in STEPS
     ]
+    assert [one.value for one in events.Scalars("units/loss/mean")] == [step + 39.5 for step in STEPS]
     assert set(result.left_out) == {"units/total", "units/note"}
 
 
