@@ -52,6 +52,10 @@ def main(folder: Path, rank: int, size: int, kind: str) -> None:
         from torch.distributed.fsdp import fully_shard
 
         fully_shard(network, mesh=init_device_mesh("cpu", (size,)))
+    elif kind == "flat":
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        model = FullyShardedDataParallel(network, device_id=torch.device("cpu"))
     else:
         model = nn.parallel.DistributedDataParallel(network)
     if kind == "zero":
@@ -61,7 +65,7 @@ def main(folder: Path, rank: int, size: int, kind: str) -> None:
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     recorder = early
-    if kind == "late":
+    if kind in ("late", "flat"):
         recorder = nd.Recorder(model, probes, {"test": (inputs[:4], targets[:4])}, path=path, schedule=nd.every(2))
 
     def spy(name: str) -> None:

@@ -60,7 +60,14 @@ def test_a_snapshot_that_may_outlast_the_timeout_is_warned_of(tmp_path: Path) ->
     assert first["weights"] == second["weights"]
 
 
-def test_sharded_parameters_are_refused_by_name_in_every_process(tmp_path: Path) -> None:
-    for answer in together(tmp_path / "run", "sharded"):
-        assert "found parameter '0.weight' sharded over processes by fully_shard" in answer["error"]
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("sharded", "parameter '0.weight' sharded over processes by fully_shard"),
+        ("flat", "layer '<root>' sharded over processes by FullyShardedDataParallel"),
+    ],
+)
+def test_sharded_parameters_are_refused_by_name_in_every_process(tmp_path: Path, kind: str, what: str) -> None:
+    for answer in together(tmp_path / "run", kind):
+        assert f"found {what}" in answer["error"]
     assert not (tmp_path / "run" / "run").exists()
