@@ -21,6 +21,9 @@ from .errors import UnsupportedLayer
 # Values that need no copy: most attributes of most modules.
 _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type)
 
+# A LightningModule in training holds its Trainer, whose copy would be one of optimizers, data and loggers each time.
+_TRAINERS = ("pytorch_lightning.trainer.trainer", "lightning.pytorch.trainer.trainer")
+
 
 def structural_clone(model: nn.Module, *, share_parameters: bool = True) -> nn.Module:
     """Copy a network: own module dictionaries, detached parameters, copied buffers, none of the user's hooks.
@@ -29,8 +32,8 @@ def structural_clone(model: nn.Module, *, share_parameters: bool = True) -> nn.M
     names or in a plain list, the `_flat_weights` of an LSTM, a function whose closure holds a layer. Training flags
     stay as they are. Hooks that belong to torch.nn.utils (weight_norm, spectral_norm, prune of the older kind) are
     part of the forward pass and are copied. Wrappers (torch.compile, DataParallel, DistributedDataParallel) are taken
-    off, so that a call compiles nothing and communicates with nobody. An attribute that cannot be copied is kept by
-    reference.
+    off, so that a call compiles nothing and communicates with nobody. An attribute that cannot be copied and
+    the Trainer that a LightningModule holds are kept by reference.
 
     Args:
         model: the live network; nothing in it is touched.
@@ -174,6 +177,8 @@ def _prepare(leaf: Any, memo: dict[int, Any], share: bool) -> None:
         memo[id(leaf)] = _clone_tensor(leaf)
     elif isinstance(leaf, torch.Generator):
         memo[id(leaf)] = leaf.clone_state()
+    elif any(kind.__module__ in _TRAINERS for kind in type(leaf).__mro__):
+        memo[id(leaf)] = leaf
     elif isinstance(leaf, weakref.ref):
         target = leaf()
         if id(target) in memo:

@@ -19,8 +19,6 @@ else:
             f"ntkdyn.integrations.huggingface: {error}; pip install -c constraints.txt transformers accelerate"
         ) from error
 
-_STATE = "ntkdyn"
-
 
 class RecorderCallback(TrainerCallback):
     """Records while a Trainer trains; the state of the recording goes into its checkpoints and back.
@@ -36,6 +34,8 @@ class RecorderCallback(TrainerCallback):
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._attached: AbstractContextManager[Recorder] | None = None
+        # Several recorders have their states side by side.
+        self._key = f"ntkdyn {recorder.path.name}"
 
     def __enter__(self) -> RecorderCallback:
         return self
@@ -49,17 +49,30 @@ class RecorderCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         # The state of a Trainer that resumes is the one of its checkpoint.
-        if _STATE in state.stateful_callbacks:
-            self.recorder.load_state_dict(state.stateful_callbacks[_STATE])
-        optimizer = given["optimizer"]
-        while hasattr(optimizer, "optimizer"):  # the wrappers of accelerate run no hooks
-            optimizer = optimizer.optimizer
-        self._attached = self.recorder.attach(optimizer, total_steps=state.max_steps)
+        if self._key in state.stateful_callbacks:
+            self.recorder.load_state_dict(state.stateful_callbacks[self._key])
+        first = self.recorder.step or state.global_step
+        self._attached = self.recorder.attach(given["optimizer"], first_step=first, total_steps=state.max_steps)
         self._attached.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        state.stateful_callbacks[_STATE] = self.recorder.state_dict()
+        state.stateful_callbacks[self._key] = self.recorder.state_dict()
+        self._leave_at_the_last_step(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._leave_at_the_last_step(control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._leave_at_the_last_step(control)
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._leave_at_the_last_step(control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self.__exit__(None, None, None)
         self.recorder.close()
+
+    def _leave_at_the_last_step(self, control: Any) -> None:
+        # Not in on_train_end: load_best_model_at_end has put other weights into the network by then.
+        if control.should_training_stop:
+            self.__exit__(None, None, None)

@@ -56,8 +56,12 @@ class RecorderHandler:
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._leave(error)
-        # An engine that has a handler of exceptions leaves raising to it.
-        raise error
+        # An engine that has handlers of exceptions leaves raising to them. Where all are recorders', the last one does
+        # it; else the user's decide, who would not be asked if we raised.
+        handlers = engine._event_handlers[Events.EXCEPTION_RAISED]
+        owners = [getattr(handler, "__self__", None) for handler, *_ in handlers]
+        if all(isinstance(one, RecorderHandler) for one in owners) and owners[-1] is self:
+            raise error
 
     def _leave(self, error: BaseException | None) -> None:
         attached, self._attached = self._attached, None

@@ -30,17 +30,32 @@ class RecorderCallback(Callback):
     Args: recorder: of the LightningModule, or of a network in it; made before ``trainer.fit``.
 
     A step is one applied step of the last optimizer. Ctrl-C and Lightning's end on SIGTERM give a last snapshot, an
-    exception closes the recording as "failed".
+    exception closes the recording as "failed". Where a training goes on that was not recorded before, steps are counted
+    from Lightning's own.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._attached: AbstractContextManager[Recorder] | None = None
+        self._state: dict[str, Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        # Lightning refuses two callbacks of one key, and networks are recorded beside their averages.
+        return self._generate_state_key(path=self.recorder.path.name)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._state = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        state, self._state = self._state, None
+        if state is not None:
+            self.recorder.load_state_dict(state)
+        # Lightning counts the steps of all optimizers.
+        first = self.recorder.step or trainer.global_step // max(len(trainer.optimizers), 1)
         total = trainer.estimated_stepping_batches
         steps = int(total) if total not in (float("inf"), -1) else None
-        self._attached = self.recorder.attach(*trainer.optimizers, total_steps=steps)
+        self._attached = self.recorder.attach(*trainer.optimizers, first_step=first, total_steps=steps)
         self._attached.__enter__()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -54,7 +69,8 @@ class RecorderCallback(Callback):
         return self.recorder.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.recorder.load_state_dict(state_dict)
+        # Kept until training starts: Lightning loads checkpoints for testing too, when there is nothing to continue.
+        self._state = state_dict
 
     def _leave(self, error: BaseException | None) -> None:
         attached, self._attached = self._attached, None

@@ -23,6 +23,7 @@ from .distributed import collective_timeout, is_first_process, refuse_sharded
 from .interruption import Interruption
 from .measurement import measure as measure
 from .observer import Observer, OnError, shared_attributes
+from .optimizers import applying_optimizer
 from .passes import Loss
 from .recording import Recording, weights_digest
 from .settings import check_choice, check_model, chosen_batchnorm
@@ -143,11 +144,7 @@ class Recorder:
             raise ConfigurationError(
                 f"recorder of {self.path}: found it attached already, expected one attach at a time"
             )
-        for one in optimizers:
-            if not isinstance(one, torch.optim.Optimizer):
-                raise ConfigurationError(
-                    f"recorder of {self.path}: found {type(one).__name__}, expected attach(optimizer)"
-                )
+        applying = [applying_optimizer(one, self.path) for one in optimizers]
         self._place()
         first = self.step if first_step is None else first_step
         self._refuse_earlier(first)
@@ -160,7 +157,7 @@ class Recorder:
                     self._since, self._spent = time.perf_counter(), 0.0
                     self._begin()
                     self._print_costs(first, total_steps)
-                    self._hook(optimizers, interruption)
+                    self._hook(applying, interruption)
                     yield self
                     self._hooks.close()
                     self._take(self._watches)

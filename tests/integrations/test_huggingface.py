@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import ntkdyn as nd
 
 transformers = pytest.importorskip("transformers", reason="transformers is of the extra test")
-pytest.importorskip("accelerate", reason="accelerate is of the extra test")
+accelerate = pytest.importorskip("accelerate", reason="accelerate is of the extra test")
 from ntkdyn.integrations.huggingface import RecorderCallback  # noqa: E402
 
 Build = Callable[..., Any]
@@ -40,9 +41,11 @@ def trainer_of(model: Classifier, data: Any, folder: Path, callbacks: list[Any],
     samples = [{"inputs": x, "labels": y} for x, y in zip(*data, strict=True)]
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), num_train_epochs=2, per_device_train_batch_size=8, learning_rate=1e-2, use_cpu=True,
-        report_to=[], disable_tqdm=True, logging_strategy="no", save_strategy="no", seed=7, **options,
+        report_to=[], disable_tqdm=True, logging_strategy="no", seed=7, **{"save_strategy": "no"} | options,
     )  # fmt: skip
-    return transformers.Trainer(model=model, args=arguments, train_dataset=samples, callbacks=callbacks)
+    return transformers.Trainer(
+        model=model, args=arguments, train_dataset=samples, eval_dataset=samples, callbacks=callbacks
+    )
 
 
 def test_steps_are_applied_steps_and_weights_are_the_same(
@@ -88,3 +91,88 @@ def test_a_checkpoint_continues_the_recording(
     training(tmp_path / "parts", tmp_path / "parts" / "checkpoint-3")
     assert len(nd.Run.open(tmp_path / "parts" / "run").manifest["branches"]) == 1
     same_recording(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+
+
+class Worsening(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+    """Makes the first evaluation the best one."""
+
+    def __init__(self) -> None:
+        self.evaluations = 0
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.evaluations += 1
+        given["metrics"]["eval_loss"] = float(self.evaluations)
+
+
+@pytest.mark.parametrize("early", ["", "before", "behind"])
+def test_the_last_snapshot_is_of_the_last_step_where_the_best_weights_are_loaded_at_the_end(
+    tmp_path: Path, network: Build, data: Any, early: str
+) -> None:
+    model = Classifier(network())
+    last: dict[str, Tensor] = {}
+
+    class Keep(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            last.update({name: value.clone() for name, value in model.network.state_dict().items()})
+
+    # A schedule in which neither last step is due, so that it is the end that records it.
+    sets = {"test": (data[0][:5], data[1][:5])}
+    recorder = nd.Recorder(model.network, ["outputs"], sets, path=tmp_path / "run", schedule=nd.every(5))
+    stop = [transformers.EarlyStoppingCallback(early_stopping_patience=1)] if early else []
+    with RecorderCallback(recorder) as callback:
+        order = [Keep(), Worsening(), *(stop if early == "before" else []), callback, *stop[: early == "behind"]]
+        trainer = trainer_of(
+            model, data, tmp_path, order, eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3,
+            load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=False,
+        )  # fmt: skip
+        trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-3")
+    run = nd.Run.open(tmp_path / "run")
+    assert run.steps("outputs").tolist() == ([0, 5, 6] if early else [0, 5, 8])
+    model.network.load_state_dict(last)
+    with torch.no_grad():
+        expected = model.network.eval()(data[0][:5])
+    np.testing.assert_allclose(run["outputs/test/logits"][-1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_two_recorders_continue_each_its_own_run(tmp_path: Path, network: Build, recorder_of: Build, data: Any) -> None:
+    def training(checkpoint: str | None) -> None:
+        model = Classifier(network())
+        one, other = (recorder_of(model.network, tmp_path / name) for name in ("one", "other"))
+        with RecorderCallback(one) as first, RecorderCallback(other) as second:
+            trainer_of(model, data, tmp_path, [first, second], save_strategy="steps", save_steps=3).train(
+                resume_from_checkpoint=checkpoint
+            )
+
+    training(None)
+    training(str(tmp_path / "checkpoint-3"))
+    for name in ("one", "other"):
+        run = nd.Run.open(tmp_path / name)
+        assert (len(run.manifest["branches"]), run.steps("ntk").tolist()) == (1, [0, 2, 4, 6, 8])
+
+
+def test_a_training_that_was_not_recorded_before_keeps_its_steps(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any
+) -> None:
+    options = {"save_strategy": "steps", "save_steps": 3}
+    trainer_of(Classifier(network()), data, tmp_path, [], **options).train()
+    model = Classifier(network())
+    with RecorderCallback(recorder_of(model.network, tmp_path / "run")) as callback:
+        trainer_of(model, data, tmp_path, [callback], **options).train(str(tmp_path / "checkpoint-3"))
+    assert nd.Run.open(tmp_path / "run").steps("ntk").tolist() == [3, 4, 6, 8]
+
+
+def test_a_loop_of_accelerate(tmp_path: Path, network: Build, recorder_of: Build, data: Any) -> None:
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = network()
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    recorder = recorder_of(wrapped, tmp_path / "run")
+    with recorder.attach(optimizer):
+        for _ in range(8):
+            with accelerator.accumulate(wrapped):
+                accelerator.backward(nn.functional.cross_entropy(wrapped(data[0]), data[1]))
+                optimizer.step()
+                optimizer.zero_grad()
+    recorder.close()
+    assert not optimizer.optimizer._optimizer_step_post_hooks
+    assert nd.Run.open(tmp_path / "run").steps("ntk").tolist() == [0, 2, 4]

@@ -89,6 +89,32 @@ def test_an_exception_leaves_no_hook_and_a_closed_recording(
     assert run.steps("ntk").tolist() == [0, 2, 4] + [5] * (status == "interrupted")
 
 
+def test_handlers_of_the_user_decide_what_becomes_of_an_exception(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any
+) -> None:
+    model = network()
+    engine, optimizer, batches = training(model, data, recorder_of(model, tmp_path / "run"), fail_at=4)
+    caught = []
+    engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _, error: caught.append(str(error)))
+    engine.run(batches, max_epochs=2)
+    assert caught == ["a bug of the user"]
+    assert not optimizer._optimizer_step_post_hooks
+    assert nd.Run.open(tmp_path / "run").manifest["status"] == "failed"
+
+
+def test_two_recorders_both_learn_of_an_exception(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any
+) -> None:
+    model = network()
+    engine, optimizer, batches = training(model, data, recorder_of(model, tmp_path / "one"), fail_at=4)
+    RecorderHandler(recorder_of(model, tmp_path / "other"), optimizer).attach(engine)
+    with pytest.raises(ValueError, match="a bug of the user"):
+        engine.run(batches, max_epochs=2)
+    assert not optimizer._optimizer_step_post_hooks
+    for name in ("one", "other"):
+        assert nd.Run.open(tmp_path / name).manifest["status"] == "failed"
+
+
 def test_a_checkpoint_continues_the_recording(
     tmp_path: Path, network: Build, recorder_of: Build, data: Any, same_recording: Build
 ) -> None:

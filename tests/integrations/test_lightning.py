@@ -38,6 +38,12 @@ class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         inputs, targets = batch
         return nn.functional.cross_entropy(self.network(inputs), targets)
 
+    def forward(self, inputs: Tensor) -> Any:
+        return self.network(inputs)
+
+    def test_step(self, batch: Any, index: int) -> None:
+        self.network(batch[0])
+
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.network.parameters(), lr=1e-2)
 
@@ -105,6 +111,53 @@ def test_a_checkpoint_continues_the_recording(
     same_recording(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
 
 
+def test_testing_a_checkpoint_continues_nothing(tmp_path: Path, network: Build, recorder_of: Build, data: Any) -> None:
+    module = Module(network())
+    recorder = recorder_of(module.network, tmp_path / "run")
+    saver = lightning.callbacks.ModelCheckpoint(tmp_path)
+    trainer = fit(module, data, tmp_path, [RecorderCallback(recorder), saver], enable_checkpointing=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.test(module, DataLoader(TensorDataset(*data), batch_size=8), ckpt_path="best", verbose=False)
+    run = nd.Run.open(tmp_path / "run")
+    assert (run.manifest["status"], run.steps("ntk").tolist()) == ("finished", [0, 2, 4, 6, 8])
+
+
+def test_a_training_that_was_not_recorded_before_keeps_its_steps(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any
+) -> None:
+    fit(Module(network()), data, tmp_path, []).save_checkpoint(tmp_path / "plain.ckpt")
+    module = Module(network())
+    recorder = recorder_of(module.network, tmp_path / "run")
+    fit(module, data, tmp_path, [RecorderCallback(recorder)], 3, tmp_path / "plain.ckpt")
+    assert nd.Run.open(tmp_path / "run").steps("ntk").tolist() == [8, 10, 12]
+
+
+def test_the_module_itself_and_two_recorders(tmp_path: Path, network: Build, recorder_of: Build, data: Any) -> None:
+    class Trainers:
+        """Which Trainer the network has that probes are shown."""
+
+        name = "trainers"
+        seen: list[Any] = []  # noqa: RUF012  # of this test only
+
+        def fields(self, snapshot: nd.Snapshot) -> list[nd.Field]:
+            return [nd.Field(name="one")]
+
+        def measure(self, snapshot: nd.Snapshot) -> dict[str, float]:
+            self.seen.append(snapshot.model.trainer)
+            return {"one": 1.0}
+
+    module = Module(network())
+    whole = nd.Recorder(module, ["ntk", Trainers()], data[0][:5], path=tmp_path / "whole", schedule=nd.every(2))
+    part = recorder_of(module.network, tmp_path / "part")
+    trainer = fit(module, data, tmp_path, [RecorderCallback(whole), RecorderCallback(part)])
+    # A copy would be one of all optimizers, data and loggers at each snapshot.
+    assert len(Trainers.seen) == 5
+    assert all(one is trainer for one in Trainers.seen)
+    assert nd.Run.open(tmp_path / "whole").manifest["parameters"][0] == "network.0.weight"
+    assert nd.Run.open(tmp_path / "part").steps("ntk").tolist() == [0, 2, 4, 6, 8]
+
+
 SCRIPT = """
 import os, signal, sys, time
 import torch
@@ -125,6 +178,8 @@ class Module(lightning.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.network.parameters(), lr=0.1)
 
+# Jobs in the background of a shell inherit that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.manual_seed(0)
 x, y = torch.randn(400, 4), torch.randint(3, (400,))
 module = Module()
@@ -136,7 +191,9 @@ trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=4))
 
 
 # The exit codes are those that Lightning gives.
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 1), ("SIGTERM", 0)])
+@pytest.mark.parametrize(
+    ("name", "status"), [pytest.param("SIGINT", 1, marks=pytest.mark.slow), pytest.param("SIGTERM", 0)]
+)
 def test_signals_give_a_last_snapshot_and_a_clean_close(tmp_path: Path, name: str, status: int) -> None:
     command = [sys.executable, "-P", "-W", "ignore", "-c", SCRIPT, str(tmp_path / "run"), name]
     ended = subprocess.run(
