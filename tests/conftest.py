@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,11 +15,13 @@ HERE = Path(__file__).parent
 
 
 def _load(name: str) -> ModuleType:
+    """The module tests/<name>.py."""
     # By path, not by package: with --import-mode=importlib test files cannot import each other.
-    spec = importlib.util.spec_from_file_location(f"ntkdyn_tests_{name}", HERE / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"ntkdyn_tests_{name.replace('/', '_')}", HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -38,6 +41,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def oracles() -> ModuleType:
     """Slow, obviously right formulas that share no code with the library, tests/oracles.py."""
     return _load("oracles")
+
+
+@pytest.fixture(scope="session")
+def zoo() -> ModuleType:
+    """Small networks, each with something that an engine may get wrong, tests/problems.py."""
+    return _load("problems")
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> ModuleType:
+    """Runs and sweeps that no training made, tests/synthetic.py."""
+    return _load("synthetic")
+
+
+@pytest.fixture(scope="session")
+def families() -> ModuleType:
+    """Kinds of networks with all that a recorder might disturb, tests/bit_identity/families.py."""
+    return _load("bit_identity/families")
 
 
 @pytest.fixture(scope="session")
