@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
+from torch.utils._pytree import tree_leaves
 
 import ntkdyn as nd
 
@@ -36,11 +37,15 @@ class Vandal:
         return [nd.Field(name="one")]
 
     def measure(self, snapshot: nd.Snapshot) -> dict[str, float]:
+        snapshot.kernel().zero_()
+        snapshot.outputs.zero_()
         snapshot.model.train()
         snapshot.model(snapshot.inputs).square().mean().backward()
         for parameter in snapshot.model.parameters():
             parameter.data.zero_()
             parameter.requires_grad_(False)
+        for leaf in tree_leaves(snapshot.inputs):
+            leaf.zero_()
         for module in snapshot.model.modules():
             module.register_forward_hook(lambda *_: None)
         random.seed(0)
@@ -194,7 +199,7 @@ def trained(build: Any, optimizer_name: str, position: str, autocast: bool, path
         if path is not None:
             recorder = nd.Recorder(
                 model, ["ntk", "gates", "units", "outputs", "path-length", Failing(), Vandal()],
-                {"test": (probe_inputs, probe_targets)}, path=path, schedule=nd.every(1), batchnorm="running",
+                {"test": (probe_inputs, probe_targets)}, path=path, schedule=nd.every(1), calibration=probe_inputs,
                 on_error="warn",
             )  # fmt: skip
         before = process() | {"random states": None}
