@@ -39,10 +39,6 @@ def _set_precisions(found: list[str]) -> None:
             backend.fp32_precision = "none" if parent is not None and of[id(parent)] == value else value
 
 
-def _default_device() -> torch.device:
-    return torch.get_default_device()
-
-
 def _set_default_device(device: torch.device) -> None:
     # Without one it is the CPU; to set that would leave a mode behind.
     torch.set_default_device(None if device == torch.device("cpu") else device)
@@ -71,7 +67,9 @@ def _set_signals(handlers: dict[int, Any]) -> None:
 
 
 def _set_environment(variables: dict[str, str]) -> None:
-    os.environ.clear()
+    # One by one: other threads must not find it empty.
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
     os.environ.update(variables)
 
 
@@ -91,7 +89,7 @@ def _set_folder(folder: str | None) -> None:
 _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (_default_device, _set_default_device),
+    (torch.get_default_device, _set_default_device),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),

@@ -170,9 +170,11 @@ class Observer:
             previous=last.get,
         )
         try:
-            if group not in watched.fields:
-                watched.fields[group] = self._declared(watched.probe, snapshot, group, where)
-            arrays = checked_arrays(watched.probe.measure(snapshot), watched.fields[group], last, where)
+            # Each probe by itself, so that what one switches does not reach the next.
+            with undisturbed(self._device()):
+                if group not in watched.fields:
+                    watched.fields[group] = self._declared(watched.probe, snapshot, group, where)
+                arrays = checked_arrays(watched.probe.measure(snapshot), watched.fields[group], last, where)
         except Exception as error:
             self._failed(watched, error, where)
             return None

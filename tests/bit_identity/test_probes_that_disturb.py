@@ -54,6 +54,7 @@ class Vandal:
         for parameter in snapshot.model.parameters():
             parameter.data.mul_(3)
         torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.set_grad_enabled(False)
         return {"loss": loss}
@@ -73,6 +74,30 @@ def test_probes_do_not_spoil_each_other(tmp_path: Path) -> None:
     after = nd.measure(model, [Vandal(), "outputs", "ntk"], inputs, batchnorm="running")
     assert np.array_equal(alone["ntk/kernel"], after["ntk/kernel"])
     assert np.array_equal(alone["outputs/logits"], after["outputs/logits"])
+
+
+class Innocent:
+    """A probe that trusts the process to be as its user has it."""
+
+    name = "innocent"
+
+    def fields(self, snapshot: nd.Snapshot) -> list[nd.Field]:
+        return [nd.Field(name="mean"), nd.Field(name="state", dims=("byte",), shape=(5056,), dtype="u1")]
+
+    def measure(self, snapshot: nd.Snapshot) -> dict[str, Any]:
+        fresh = torch.ones(3, requires_grad=True)
+        assert (fresh.dtype, fresh.device.type) == (torch.float32, "cpu")
+        (2 * fresh).sum().backward()
+        assert fresh.grad is not None
+        return {"mean": fresh.grad.mean(), "state": torch.get_rng_state()}
+
+
+def test_what_one_probe_switches_does_not_reach_the_next() -> None:
+    model, inputs = network(), torch.randn(5, 4)
+    alone = nd.measure(model, [Innocent()], inputs, batchnorm="running")
+    after = nd.measure(model, [Vandal(), Innocent()], inputs, batchnorm="running")
+    assert alone["innocent/mean"] == after["innocent/mean"] == 2
+    assert np.array_equal(alone["innocent/state"], after["innocent/state"])
 
 
 def test_callers_autocast_and_modes_do_not_reach_the_snapshot() -> None:
