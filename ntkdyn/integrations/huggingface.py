@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ class RecorderCallback(TrainerCallback):
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self._attached: AbstractContextManager[Recorder] | None = None
+        # Holds what `with recorder.attach(...)` would; empty before and after.
+        self._attached = ExitStack()
         # Several recorders have their states side by side.
         self._key = f"ntkdyn {recorder.path.name}"
 
@@ -43,17 +44,16 @@ class RecorderCallback(TrainerCallback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        attached, self._attached = self._attached, None
-        if attached is not None:
-            attached.__exit__(kind, error, traceback)
+        self._attached.__exit__(kind, error, traceback)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         # The state of a Trainer that resumes is the one of its checkpoint.
         if self._key in state.stateful_callbacks:
             self.recorder.load_state_dict(state.stateful_callbacks[self._key])
         first = self.recorder.step or state.global_step
-        self._attached = self.recorder.attach(given["optimizer"], first_step=first, total_steps=state.max_steps)
-        self._attached.__enter__()
+        self._attached.enter_context(
+            self.recorder.attach(given["optimizer"], first_step=first, total_steps=state.max_steps)
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         state.stateful_callbacks[self._key] = self.recorder.state_dict()
@@ -69,10 +69,10 @@ class RecorderCallback(TrainerCallback):
         self._leave_at_the_last_step(control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self.__exit__(None, None, None)
+        self._attached.close()
         self.recorder.close()
 
     def _leave_at_the_last_step(self, control: Any) -> None:
         # Not in on_train_end: load_best_model_at_end has put other weights into the network by then.
         if control.should_training_stop:
-            self.__exit__(None, None, None)
+            self._attached.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
@@ -34,7 +34,8 @@ class RecorderHandler:
     def __init__(self, recorder: Recorder, *optimizers: Optimizer) -> None:
         self.recorder = recorder
         self._optimizers = optimizers
-        self._attached: AbstractContextManager[Recorder] | None = None
+        # Holds what `with recorder.attach(...)` would; empty before and after.
+        self._attached = ExitStack()
 
     def attach(self, engine: Engine) -> None:
         """Begin with the engine and end with it, also when it raises."""
@@ -47,23 +48,17 @@ class RecorderHandler:
     def _start(self, engine: Engine) -> None:
         length, epochs = engine.state.epoch_length, engine.state.max_epochs
         total = length * epochs if length is not None and epochs is not None else None
-        self._attached = self.recorder.attach(*self._optimizers, total_steps=total)
-        self._attached.__enter__()
+        self._attached.enter_context(self.recorder.attach(*self._optimizers, total_steps=total))
 
     def _complete(self, engine: Engine) -> None:
-        self._leave(None)
+        self._attached.close()
         self.recorder.close()
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
-        self._leave(error)
+        self._attached.__exit__(type(error), error, error.__traceback__)
         # An engine that has handlers of exceptions leaves raising to them. Where all are recorders', the last one does
         # it; else the user's decide, who would not be asked if we raised.
         handlers = engine._event_handlers[Events.EXCEPTION_RAISED]
         owners = [getattr(handler, "__self__", None) for handler, *_ in handlers]
         if all(isinstance(one, RecorderHandler) for one in owners) and owners[-1] is self:
             raise error
-
-    def _leave(self, error: BaseException | None) -> None:
-        attached, self._attached = self._attached, None
-        if attached is not None:
-            attached.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingPackage
@@ -36,7 +36,8 @@ class RecorderCallback(Callback):
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self._attached: AbstractContextManager[Recorder] | None = None
+        # Holds what `with recorder.attach(...)` would; empty before and after.
+        self._attached = ExitStack()
         self._state: dict[str, Any] | None = None
 
     @property
@@ -55,15 +56,15 @@ class RecorderCallback(Callback):
         first = self.recorder.step or trainer.global_step // max(len(trainer.optimizers), 1)
         total = trainer.estimated_stepping_batches
         steps = int(total) if total not in (float("inf"), -1) else None
-        self._attached = self.recorder.attach(*trainer.optimizers, first_step=first, total_steps=steps)
-        self._attached.__enter__()
+        self._attached.enter_context(self.recorder.attach(*trainer.optimizers, first_step=first, total_steps=steps))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._leave(None)
+        self._attached.close()
         self.recorder.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._leave(exception)
+        # It is Lightning that raises it on.
+        self._attached.__exit__(type(exception), exception, exception.__traceback__)
 
     def state_dict(self) -> dict[str, Any]:
         return self.recorder.state_dict()
@@ -71,9 +72,3 @@ class RecorderCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Kept until training starts: Lightning loads checkpoints for testing too, when there is nothing to continue.
         self._state = state_dict
-
-    def _leave(self, error: BaseException | None) -> None:
-        attached, self._attached = self._attached, None
-        if attached is not None:
-            # It is Lightning that raises the exception on.
-            attached.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
