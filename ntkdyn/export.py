@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .errors import MissingPackage, RecordingExists, UnknownName
+from .errors import MissingPackage, UnknownName
 from .probe import Field
 from .results import Run
+from .store.files import refuse_existing
 from .store.segment import dump_json
 
 # Rows of one table; a spreadsheet ends far below, and a kernel has a row for each pair of samples and step.
@@ -48,8 +49,7 @@ def export(run: Run, to: str, out: Path) -> Export:
     """
     if to not in FORMATS:
         raise UnknownName(f"export: found no format {to!r}; there are: {', '.join(FORMATS)}")
-    if out.exists():
-        raise RecordingExists(f"{out} exists already; nothing was touched; choose another --out")
+    refuse_existing(out)
     # Under another name until it is whole.
     unfinished = out.with_name(f".tmp-{os.getpid()}-{out.name}")
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def _tags(name: str, field: Field) -> list[str]:
 
 
 def _missing(to: str, error: ImportError) -> MissingPackage:
-    return MissingPackage(f"export to {to}: {error}; pip install -c constraints.txt 'ntkdyn[export]'")
+    return MissingPackage(f"export to {to}: {error}; pip install -c constraints.txt '.[export]'")
 
 
 FORMATS: dict[str, Callable[[Run, Path], dict[str, str]]] = {

@@ -94,7 +94,7 @@ def _png(curves: Sequence[Curve], label: str) -> bytes:
 
 
 def _arrays(run: Run, group: str) -> str:
-    names = [name for name in run.names() if name.startswith(f"{group}/")]
+    names = [name for name in run.names() if run.group_of(name) == group]
     texts = []
     for name in names[:_MOST_ARRAYS]:
         shape = " × ".join(map(str, run.field(name).shape))

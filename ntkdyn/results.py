@@ -427,6 +427,6 @@ class _LazyRuns(Mapping[str, "Run"]):
 def _finished_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = read_manifest(folder)
-    except (OSError, ValueError):
+    except OSError:  # missing, damaged, or not to be read; one of a later format is said
         return None
     return manifest if manifest.get("status") == "finished" else None

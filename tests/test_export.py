@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import xarray as xr
 
 import ntkdyn.export
 from ntkdyn.cli import main
+from ntkdyn.commands.export import export as command
 from ntkdyn.errors import MissingPackage, RecordingExists, UnknownName
 from ntkdyn.export import export
 from ntkdyn.probe import Field
@@ -120,7 +122,7 @@ def test_nothing_is_overwritten_and_nothing_half_done_stays(
     with pytest.raises(UnknownName, match="no format 'xls'; there are: csv, parquet, netcdf, tensorboard"):
         export(run, "xls", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingPackage, match=r"export to parquet: .*pip install -c constraints.txt 'ntkdyn\[export\]'"):
+    with pytest.raises(MissingPackage, match=r"export to parquet: .*pip install -c constraints.txt '.\[export\]'"):
         export(run, "parquet", tmp_path / "out")
 
     def fail(*_: object, **__: object) -> None:
@@ -130,6 +132,12 @@ def test_nothing_is_overwritten_and_nothing_half_done_stays(
     with pytest.raises(OSError, match="no space"):
         export(run, "csv", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
+
+
+def test_the_command_offers_all_formats() -> None:
+    (option,) = (one for one in command.params if one.name == "to")
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(ntkdyn.export.FORMATS)
 
 
 def test_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

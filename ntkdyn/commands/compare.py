@@ -45,8 +45,9 @@ def compare(paths: tuple[Path, ...], by: tuple[str, ...], measure: str, against:
       ntkdyn compare runs/a runs/b --measure outputs/test/loss --against train_loss --out figures/loss
     """
     from ..comparison import compare as compared
-    from ..comparison import refuse_existing, write
+    from ..comparison import write
     from ..results import open_recording
+    from ..store.files import refuse_existing
 
     if out is not None:
         refuse_existing(out)

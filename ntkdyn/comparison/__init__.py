@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ..errors import ConfigurationError, NtkdynError, RecordingExists, UndefinedMeasure, UnknownName
+from ..errors import ConfigurationError, NtkdynError, UndefinedMeasure, UnknownName
 from ..results import Run, Sweep
-from ..store.files import make_folder, publish
+from ..store.files import make_folder, publish, refuse_existing
 from .measures import Against, measure_of, placed
 
 if TYPE_CHECKING:
@@ -135,12 +135,6 @@ def compare(
         left_out=left_out,
         pooled=_pooled({name: runs[name] for name in found}, groups),
     )
-
-
-def refuse_existing(out: Path) -> None:
-    """Refuse a folder of results that exists.  Raises: RecordingExists: nothing was touched."""
-    if out.exists() or out.is_symlink():
-        raise RecordingExists(f"{out} exists already; nothing was touched; choose another --out")
 
 
 def write(comparison: Comparison, out: Path) -> list[Path]:

@@ -61,11 +61,10 @@ def _recorded(run: Run, name: str) -> xr.DataArray:
 
     array = run.lazy(name)
     field = run.field(name)
-    group = next(group for group in run.groups() if name.startswith(f"{group}/"))
     values = np.asarray(array, dtype=np.float64).reshape(len(array), -1)
     quantity = field.long_name or field.name.split("/")[-1]
     over = f", mean over {', '.join(field.dims)}" if field.dims else ""
-    epochs = np.asarray(run.epochs(group), dtype=np.float64)
+    epochs = np.asarray(run.epochs(run.group_of(name)), dtype=np.float64)
     return xr.DataArray(
         values.mean(1),
         dims="step",

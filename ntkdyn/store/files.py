@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import ConfigurationError, NtkdynError, StorageError
+from ..errors import ConfigurationError, NtkdynError, RecordingExists, StorageError
 
 TEMPORARY = ".tmp-"
 _REMEDIES = {
@@ -38,6 +38,12 @@ def check_name(name: str, what: str) -> str:
             f"{what} {name!r}: expected 1 to 100 of the characters A-Z a-z 0-9 . _ - and no leading dot; rename it"
         )
     return name
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse a place for results where there is something.  Raises: RecordingExists: nothing was touched."""
+    if out.exists() or out.is_symlink():
+        raise RecordingExists(f"{out} exists already; nothing was touched; choose another --out")
 
 
 @contextmanager
