@@ -27,8 +27,9 @@ from .datasets import Dataset, stream_seed
 from .errors import ConfigurationError, DivergedTraining, StorageError
 from .kernel.problem import default_forward
 from .progress import progress_bar
-from .recorder import Recorder, Watch, initial_state
+from .recorder import Recorder, Watch
 from .recorder.snapshots import has_running_norms, reestimate
+from .recorder.state import initial_state
 from .schedule import log_spaced
 from .store.manifest import read_manifest, refuse_differences
 

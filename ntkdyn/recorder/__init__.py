@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-import sys
-import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +16,7 @@ from ..errors import ConfigurationError, DivergedTraining
 from ..kernel.problem import default_forward
 from ..probe import Probe
 from ..store.files import check_name
+from .budget import Budget
 from .distributed import collective_timeout, is_first_process, refuse_sharded
 from .interruption import Interruption
 from .measurement import measure as measure
@@ -28,10 +26,9 @@ from .passes import Loss
 from .recording import Recording, weights_digest
 from .settings import check_choice, check_model, chosen_batchnorm
 from .snapshots import BatchNorm, Forward, fixed_inputs, probe_sets
+from .state import State, dump_state
 from .watches import Due, Watched, merged, watches_of
 from .watches import Watch as Watch
-
-_STATE = "ntkdyn recorder 1"
 
 
 class Recorder:
@@ -87,9 +84,8 @@ class Recorder:
         check_choice("on_error", on_error, get_args(OnError))
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ConfigurationError(f"Recorder: found steps_per_epoch={steps_per_epoch}, expected at least 1")
-        if max_overhead is not None and not 0 < max_overhead < 1:
-            raise ConfigurationError(f"Recorder: found max_overhead={max_overhead}, expected a share between 0 and 1")
         self.path = Path(path)
+        self._budget = Budget(self.path, max_overhead)
         self.step = 0
         self._model = model
         self._sets = probe_sets(sets)
@@ -109,16 +105,12 @@ class Recorder:
             on_error=on_error,
         )
         self._steps_per_epoch = steps_per_epoch
-        self._max_overhead = max_overhead
         self._recording = (
             Recording(self.path, self._sets, self._calibration, dict(manifest or {})) if is_first_process() else None
         )
         self._hooks = ExitStack()
-        self._counting = self._attached = self._closed = self._placed = False
-        self._timeout: float | None = None
-        self._state: Mapping[str, Any] | None = None
-        self._since = time.perf_counter()
-        self._spent = 0.0
+        self._counting = self._attached = self._closed = self._settled = False
+        self._state: State | None = None
 
     @contextmanager
     def attach(
@@ -145,7 +137,7 @@ class Recorder:
                 f"recorder of {self.path}: found it attached already, expected one attach at a time"
             )
         applying = [applying_optimizer(one, self.path) for one in optimizers]
-        self._place()
+        self._settle_who_records()
         first = self.step if first_step is None else first_step
         self._refuse_earlier(first)
         interruption = Interruption()
@@ -154,9 +146,10 @@ class Recorder:
             with interruption if self._recording is not None else ExitStack():
                 try:
                     self.step = first
-                    self._since, self._spent = time.perf_counter(), 0.0
+                    self._budget.restart()
                     self._begin()
-                    self._print_costs(first, total_steps)
+                    if self._recording is not None:
+                        self._budget.tell(self._watches, first, total_steps)
                     self._hook(applying, interruption)
                     yield self
                     self._hooks.close()
@@ -190,7 +183,7 @@ class Recorder:
         Raises: ConfigurationError: closed, or a step before the last one.  ProbeError, NondeterministicForward.
         """
         self._refuse_closed("record")
-        self._place()
+        self._settle_who_records()
         self._continue()
         started = any(watched.step is not None for watched in self._watches)
         if step is None:
@@ -204,12 +197,9 @@ class Recorder:
 
         Save it after the optimizer step, together with model and optimizer.
         """
-        watches = {
-            one.name: {"step": one.step, "skipped": one.skipped, "disabled": one.disabled} for one in self._watches
-        }
         # Before the first snapshot of a run that is continued, it is still the one that was loaded.
-        run = self._state["run"] if self._state is not None else self._recording.run if self._recording else None
-        return {"format": _STATE, "run": run, "step": self.step, "watches": watches}
+        run = self._state.run if self._state is not None else self._recording.run if self._recording else None
+        return dump_state(run, self.step, self._watches)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the run in this recorder's folder behind the step of a state; before ``attach`` or ``record``.
@@ -219,33 +209,16 @@ class Recorder:
 
         Raises: ConfigurationError: no state of a recorder, or recording has begun.
         """
-        try:
-            if state["format"] != _STATE:
-                raise ValueError(state["format"])
-            step, run, watches = operator.index(state["step"]), state["run"], dict(state["watches"])
-            known = {one.name: watches[one.name] for one in self._watches if one.name in watches}
-            entries = {
-                name: (
-                    None if entry["step"] is None else operator.index(entry["step"]),
-                    int(entry["skipped"]),
-                    bool(entry["disabled"]),
-                )
-                for name, entry in known.items()
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"recorder of {self.path}: found no state of a recorder ({type(error).__name__}: {error}), expected "
-                "what state_dict() returned"
-            ) from None
+        loaded = State.load(state, self.path)
         if self._closed or any(one.step is not None for one in self._watches):
             raise ConfigurationError(
                 f"recorder of {self.path}: found load_state_dict() after recording began, expected it before attach"
             )
-        self.step = step
+        self.step = loaded.step
         for one in self._watches:
-            one.step, one.skipped, one.disabled = entries.get(one.name, (None, 0, False))
-        if run is not None:
-            self._state = dict(state)
+            one.step, one.skipped, one.disabled = loaded.entries.get(one.name, (None, 0, False))
+        if loaded.run is not None:
+            self._state = loaded
 
     def finish(self, results: Mapping[str, float]) -> None:
         """Store the results of the run in its run.json.
@@ -267,16 +240,16 @@ class Recorder:
         if not self._closed:
             self._end(status)
 
-    def _place(self) -> None:
+    def _settle_who_records(self) -> None:
         """Leave recording to the first process; not before it begins, as the process group may be made after us."""
-        if self._placed:
+        if self._settled:
             return
         # In every process, so that none waits for one that has been refused.
         refuse_sharded(self._model)
         if not is_first_process():
             self._recording = None
-        self._timeout = collective_timeout()
-        self._placed = True
+        self._budget.timeout = collective_timeout()
+        self._settled = True
 
     def _hook(self, optimizers: Sequence[torch.optim.Optimizer], interruption: Interruption) -> None:
         if not optimizers:
@@ -292,7 +265,8 @@ class Recorder:
                 self.step = step = self.step + 1
                 for due in dues:
                     if due(step):
-                        self._take_or_fail([one for one in self._watches if one.due(step) and self._affordable(one)])
+                        here = [one for one in self._watches if one.due(step)]
+                        self._take_or_fail([one for one in here if self._budget.affords(one, step)])
                         break
             if interruption.pending:
                 interruption.deliver()
@@ -316,7 +290,7 @@ class Recorder:
         if state is None or self._recording is None or self._closed:
             return
         self._observer.resolve()
-        self._recording.open(self._opening_facts(), after=int(state["step"]), run=str(state["run"]))
+        self._recording.open(self._opening_facts(), after=state.step, run=state.run)
         self._state = None
         recorded = self._recording.last_arrays()
         missing = []
@@ -328,7 +302,7 @@ class Recorder:
                     missing.append(f"{group} at step {last} instead of {one.step}")
         if missing:
             warnings.warn(
-                f"{self.path}: the checkpoint of step {state['step']} is newer than the recording, which ends for "
+                f"{self.path}: the checkpoint of step {state.step} is newer than the recording, which ends for "
                 f"{', '.join(missing)}; training goes on, what lies between is missing",
                 RuntimeWarning,
                 stacklevel=4,
@@ -354,48 +328,24 @@ class Recorder:
         due = [one for one in watches if one.step != self.step and not one.disabled]
         if not due or self._recording is None or self._closed:
             return
-        started = time.perf_counter()
         if epoch is None and self._steps_per_epoch is not None:
             epoch = self.step / self._steps_per_epoch
-        records = self._observer.observe(self.step, epoch, due)
-        if not self._recording.is_open:
-            self._recording.open(self._opening_facts())
-        declarations = {
-            group: (list(fields.values()), self._facts(one) | shared_attributes(fields.values()))
-            for one in due
-            for group, fields in one.fields.items()
-        }
-        self._recording.write(self.step, epoch, records, declarations, self._observer.seconds)
-        taken = time.perf_counter() - started
-        self._spent += taken
-        if self._timeout is not None and taken > self._timeout / 2:
-            warnings.warn(
-                f"{self.path}: the snapshot of step {self.step} took {taken:.3g} s, more than half of the "
-                f"{self._timeout:.3g} s after which collective calls of the waiting processes fail; record less or "
-                "fewer samples, or raise the timeout of init_process_group",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            self._timeout = None
+        with self._budget.spending(self.step):
+            records = self._observer.observe(self.step, epoch, due)
+            if not self._recording.is_open:
+                self._recording.open(self._opening_facts())
+            declarations = {
+                group: (list(fields.values()), self._facts(one) | shared_attributes(fields.values()))
+                for one in due
+                for group, fields in one.fields.items()
+            }
+            self._recording.write(self.step, epoch, records, declarations, self._observer.seconds)
 
     def _take_at_interruption(self) -> None:
         try:
             self._take(self._watches)
         except Exception as error:
             warnings.warn(f"no snapshot at the interruption: {error}", RuntimeWarning, stacklevel=2)
-
-    def _affordable(self, watched: Watched) -> bool:
-        """Whether max_overhead lets this probe be measured now; a pair of snapshots is kept or left whole."""
-        if self._max_overhead is None:
-            return True
-        dt = watched.schedule.dt if watched.schedule is not None else None
-        affordable = watched.step is not None and dt is not None and watched.step == self.step - dt
-        elapsed = time.perf_counter() - self._since
-        cost = self._spent + watched.seconds
-        if not affordable:
-            affordable = cost <= self._max_overhead * (elapsed + watched.seconds)
-        watched.skipped += not affordable
-        return affordable
 
     def _facts(self, watched: Watched) -> dict[str, Any]:
         facts: dict[str, Any] = {"schedule": watched.text}
@@ -405,29 +355,14 @@ class Recorder:
             facts["steps_per_epoch"] = self._steps_per_epoch
         return facts
 
-    def _print_costs(self, first: int, total: int | None) -> None:
-        if self._recording is None:
-            return
-        for one in self._watches:
-            seconds = f"{one.seconds:.0f}" if one.seconds >= 10 else f"{one.seconds:.2g}"
-            count = None if total is None else one.count_between(first, total)
-            amount = f"per snapshot, {one.text}" if count is None else f"× {count} snapshots"
-            print(f"ntkdyn: {one.name}: {seconds} s {amount}", file=sys.stderr)
-
     def _end(self, status: str) -> None:
         if self._closed:
             return
         self._closed = True
-        for one in self._watches:
-            if one.skipped:
-                print(
-                    f"ntkdyn: {one.name}: {one.skipped} scheduled snapshots skipped, max_overhead={self._max_overhead}",
-                    file=sys.stderr,
-                )
+        skipped = self._budget.tell_skipped(self._watches)
         if self._recording is not None and self._recording.is_open:
-            skipped = {one.name: one.skipped for one in self._watches if one.skipped}
             if skipped:
-                self._recording.note(skipped=skipped, max_overhead=self._max_overhead)
+                self._recording.note(skipped=skipped, max_overhead=self._budget.max_overhead)
             self._recording.final_weights = self._recording.final_weights or weights_digest(self._model)
             self._recording.close(status)
 
@@ -443,8 +378,3 @@ class Recorder:
             raise ConfigurationError(
                 f"recorder of {self.path}: found step {step} after step {last}, expected later steps"
             )
-
-
-def initial_state(run: str) -> dict[str, Any]:
-    """State with which a recorder records a run in its folder all over again: everything there is superseded."""
-    return {"format": _STATE, "run": run, "step": -1, "watches": {}}
