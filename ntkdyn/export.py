@@ -19,7 +19,7 @@ from .errors import MissingPackage, UnknownName
 from .probe import Field
 from .results import Run
 from .store.files import refuse_existing
-from .store.segment import dump_json
+from .store.metadata import dump_json
 
 # Rows of one table; a spreadsheet ends far below, and a kernel has a row for each pair of samples and step.
 MAX_ROWS = 5_000_000

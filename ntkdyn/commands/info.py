@@ -103,7 +103,7 @@ def _sweep_lines(path: Path) -> list[str]:
     from ..errors import DamagedRecording
     from ..store.files import read
     from ..store.manifest import read_manifest
-    from ..store.segment import load_json
+    from ..store.metadata import load_json
 
     try:
         sweep = load_json(read(path / "sweep.json"))

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..errors import ConfigurationError, ShapeError
 from ..probe import Field
-from .segment import TEXT, Array, Declaration, dump_json
+from .metadata import dump_json
+from .segment import TEXT, Array, Declaration
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HALF_PRECISION_REMEDY = "use 'f4': in half precision a kernel is not positive semi-definite any more"

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import ConfigurationError, DamagedRecording
 from . import files
-from .segment import dump_json, load_json, refuse_newer
+from .metadata import dump_json, load_json
+from .segment import refuse_newer
 
 _SECRET = re.compile(r"(token|secret|password|key$)", re.IGNORECASE)
 _SECRET_IN_COMMAND = re.compile(r"([^\s=]*(?:token|secret|password|key)[^\s=]*[=\s]+)(\S+)", re.IGNORECASE)

@@ -22,6 +22,7 @@ from . import files
 from .compact import compare_sums, costs_of, merge
 from .declare import coordinate_array, folder_of
 from .lock import Lock
+from .metadata import dump_json
 from .reader import RunReader, Source
 from .repair import SUPERSEDED
 from .segment import (
@@ -30,7 +31,6 @@ from .segment import (
     STEP,
     TEXT,
     Declaration,
-    dump_json,
     get_array,
     opened,
     put_recording,

@@ -19,16 +19,8 @@ from ..errors import DamagedRecording, MissingRecording, UnknownName, UntrustedF
 from ..probe import Field
 from . import files
 from .manifest import read_manifest, resumed_after
-from .segment import (
-    Array,
-    Declaration,
-    dump_json,
-    get_array,
-    get_axis,
-    get_declarations,
-    get_recording,
-    opened,
-)
+from .metadata import dump_json
+from .segment import Array, Declaration, get_array, get_axis, get_declarations, get_recording, opened
 from .verify import MAX_BYTES, MAX_RATIO, is_own, validate
 
 _ATTEMPTS = 30

@@ -20,8 +20,9 @@ from . import files
 from .lock import NAME as LOCK
 from .lock import Lock, owner_of, refuse_locked
 from .manifest import read_manifest, resumed_after
+from .metadata import dump_json
 from .reader import Source
-from .segment import FORMAT, Array, Declaration, dump_json, opened
+from .segment import FORMAT, Array, Declaration, opened
 from .verify import examine
 
 QUARANTINE = "quarantine"

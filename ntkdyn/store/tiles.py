@@ -34,14 +34,13 @@ from ..errors import (
 )
 from ..probe import Field
 from . import files
+from .metadata import dump_json, load_json
 from .segment import (
     LIBRARY_VERSION,
     Array,
     Declaration,
-    dump_json,
     get_declarations,
     get_recording,
-    load_json,
     opened,
     put_recording,
     row_crc,

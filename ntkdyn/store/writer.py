@@ -25,9 +25,10 @@ from .declare import declared
 from .lock import NAME as LOCK
 from .lock import Lock, refuse_locked
 from .manifest import read_manifest, refuse_differences, without_secrets
+from .metadata import dump_json
 from .outbox import Outbox
 from .reader import RunReader
-from .segment import FORMAT, TEXT, Array, Block, Declaration, dump_json
+from .segment import FORMAT, TEXT, Array, Block, Declaration
 
 
 class RunWriter:

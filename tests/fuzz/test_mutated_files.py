@@ -24,8 +24,8 @@ import pytest
 from ntkdyn.errors import NtkdynError
 from ntkdyn.probe import Field
 from ntkdyn.store import compact, verify
+from ntkdyn.store.metadata import dump_json
 from ntkdyn.store.reader import RunReader
-from ntkdyn.store.segment import dump_json
 from ntkdyn.store.writer import RunWriter
 
 SEED = 20261125
