@@ -21,7 +21,6 @@ from . import files, hdf5, triangle
 from .reader import Source
 from .segment import (
     EPOCH,
-    LIBRARY_VERSION,
     STEP,
     Array,
     Declaration,
@@ -74,7 +73,7 @@ def merge(
     }
     with files.publishing(target) as output:
         with ExitStack() as stack:
-            file = stack.enter_context(h5py.File(output, "w", libver=LIBRARY_VERSION))
+            file = stack.enter_context(h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION))
             origins = [stack.enter_context(opened(source.path)) for source in sources]
             put_recording(file, facts)
             sums: Sums = {}

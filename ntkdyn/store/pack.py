@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import DamagedRecording, StorageError
 from ..probe import Field
-from . import files
+from . import files, hdf5
 from .compact import compare_sums, costs_of, merge
 from .declare import coordinate_array, folder_of
 from .lock import Lock
@@ -27,7 +27,6 @@ from .reader import RunReader, Source
 from .repair import SUPERSEDED
 from .segment import (
     EPOCH,
-    LIBRARY_VERSION,
     STEP,
     TEXT,
     Declaration,
@@ -84,7 +83,7 @@ def pack_locked(reader: RunReader) -> Path:
     target = reader.path / "run.h5"
     _keep_superseded(reader)
     with files.publishing(target) as output:
-        with h5py.File(output, "w", libver=LIBRARY_VERSION) as file:
+        with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
             sums = _Packing(file, reader, output.check).run()
         output.sync()
         compare_sums(output.path, sums)

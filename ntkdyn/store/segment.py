@@ -12,7 +12,6 @@ The CRC32 of a row covers its path, dims, shape, dtype, step and bytes; packing 
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zlib
@@ -35,8 +34,6 @@ FORMAT = f"ntkdyn recording {_VERSION}"
 TEXT = "str"
 STEP = Field(name="step", dtype="<i8", unit="1", long_name="applied optimizer steps")
 EPOCH = Field(name="epoch", dtype="<f8", unit="epoch", long_name="epochs of training")
-# Metadata of this version has checksums of its own and attributes beyond 64 KiB; readable since HDF5 1.10.
-LIBRARY_VERSION = ("v110", "v110")
 # Larger segments are written piece by piece, so that they are not in memory twice.
 STREAMED_BYTES = 64 * 2**20
 _PACKED, _UPPER_TRIANGLE = "packed", "upper triangle"
@@ -153,11 +150,16 @@ def put_rows(dataset: h5py.Dataset, field: Field, selection: Any, data: Array) -
         return
     if is_packed(dataset):
         data = triangle.pack(data)
-    stored = data.astype(object if field.dtype == TEXT else dataset.dtype, copy=False)
     if selection is ...:
-        hdf5.write_dataset(dataset, stored)
+        _put_whole(dataset, field, data)
     else:
-        dataset[selection] = stored
+        dataset[selection] = data.astype(object if field.dtype == TEXT else dataset.dtype, copy=False)
+
+
+def _put_whole(dataset: h5py.Dataset, field: Field, data: Array) -> None:
+    if data.size:
+        kind = object if field.dtype == TEXT else stored_dtype(field.dtype)
+        hdf5.write_dataset(dataset, data.astype(kind, copy=False))
 
 
 def is_packed(dataset: h5py.Dataset) -> bool:
@@ -178,7 +180,7 @@ def fill(file: h5py.File, blocks: Sequence[Block], facts: Mapping[str, Any], che
         for field, rows in arrays:
             packed = triangle.can_be_packed(field) and triangle.is_symmetric(rows)
             dataset = create_array(file, declaration, field, len(rows), packed=packed)
-            put_rows(dataset, field, ..., rows)
+            _put_whole(dataset, field, triangle.pack(rows) if packed else rows)
             path = declaration.path(field)
             crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, rows, strict=True)]
             hdf5.set_attribute(dataset, "crc32", np.asarray(crc, dtype=np.uint32))
@@ -186,7 +188,7 @@ def fill(file: h5py.File, blocks: Sequence[Block], facts: Mapping[str, Any], che
         for name, array in block.statics.items():
             field = declaration.fields[name]
             dataset = create_array(file, declaration, field, None, packed=False)
-            put_rows(dataset, field, ..., array)
+            _put_whole(dataset, field, array)
             crc = [row_crc(declaration.path(field), field, None, array)]
             hdf5.set_attribute(dataset, "crc32", np.array(crc, dtype=np.uint32))
             check()
@@ -200,13 +202,13 @@ def publish_segment(path: Path, blocks: Sequence[Block], facts: Mapping[str, Any
     Raises: StorageError.
     """
     if sum(block.nbytes for block in blocks) <= STREAMED_BYTES:
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w", libver=LIBRARY_VERSION) as file:
+        with hdf5.in_memory() as file:
             fill(file, blocks, facts, lambda: None)
-        files.publish(path, buffer.getbuffer())
-        return buffer.getbuffer().nbytes
+            content = hdf5.image(file)
+        files.publish(path, content)
+        return len(content)
     with files.publishing(path) as output:
-        with h5py.File(output, "w", libver=LIBRARY_VERSION) as file:
+        with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
             fill(file, blocks, facts, output.check)
         return output.seek(0, 2)
 

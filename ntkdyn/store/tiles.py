@@ -33,10 +33,9 @@ from ..errors import (
     StorageError,
 )
 from ..probe import Field
-from . import files
+from . import files, hdf5
 from .metadata import dump_json, load_json
 from .segment import (
-    LIBRARY_VERSION,
     Array,
     Declaration,
     get_declarations,
@@ -255,7 +254,7 @@ class TileWriter:
         path, data = declaration.path(field), np.ascontiguousarray(array)
         target = self.path / "tiles" / grid.name(tile)
         # Streamed, not built in memory: a tile may be a large part of what a process has.
-        with files.publishing(target) as output, h5py.File(output, "w", libver=LIBRARY_VERSION) as file:
+        with files.publishing(target) as output, h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
             put_recording(file, {"declarations": {declaration.group: declaration.to_json()}})
             dataset = file.create_dataset(path, data=data)
             dataset.attrs["crc32"] = np.array([row_crc(path, field, None, data)], dtype=np.uint32)

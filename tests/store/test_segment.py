@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from ntkdyn.errors import ConfigurationError
 from ntkdyn.probe import Field
-from ntkdyn.store import segment
+from ntkdyn.store import hdf5, segment
 from ntkdyn.store.declare import declared
 
 DTYPES = st.sampled_from(["?", "i1", "u1", "<i4", "<u8", "<f4", "<f8", ">f8", "f2"])
@@ -32,11 +32,11 @@ def test_image_round_trip_keeps_every_bit(data: st.DataObject, dtype: str, shape
     field = Field(name="a.b/x", dims=tuple(f"d{axis}" for axis in range(len(shape))), shape=shape, dtype=dtype)
     declaration = declared({}, "probe/set", [field], {}, stepped=True)
     stored = declaration.fields["a.b/x"]
-    image = io.BytesIO()
-    with h5py.File(image, "w", libver=segment.LIBRARY_VERSION) as file:
+    with hdf5.in_memory() as file:
         block = segment.Block(declaration, [7], [0.5], {"a.b/x": array[None]}, {})
         segment.fill(file, [block], {"level": 0}, lambda: None)
-    with h5py.File(image, "r") as file:
+        image = hdf5.image(file)
+    with h5py.File(io.BytesIO(image), "r") as file:
         found = segment.get_declarations(segment.get_recording(file, Path("x")))["probe/set"]
         steps, epochs = segment.get_axis(file, Path("x"), found)
         back = segment.get_array(file, Path("x"), found, found.fields["a.b/x"], steps.tolist())
@@ -93,3 +93,15 @@ def test_json_takes_arrays_and_names_other_types() -> None:
         segment.dump_json({"a": object()})
     with pytest.raises(ValueError, match="nested too deeply"):
         segment.load_json("[" * 100_000)
+
+
+def test_equal_segments_are_equal_bytes() -> None:
+    declaration = declared({}, "probe", [Field(name="x", shape=(100,), dims=("a",))], {}, stepped=True)
+    images = []
+    for _ in range(2):
+        with hdf5.in_memory() as first, hdf5.in_memory() as second:
+            for file in (first, second):
+                rows = np.arange(100, dtype="<f4")[None]
+                segment.fill(file, [segment.Block(declaration, [3], [0.5], {"x": rows}, {})], {}, lambda: None)
+                images.append(hdf5.image(file))
+    assert len(set(images)) == 1
