@@ -20,7 +20,7 @@ _HOMES = {
     "gates": ("Gate", "slopes", "nonlinear_units", "slope_penalty", "freeze_linear"),
     "linearization": ("Linearizer",),
     "paths": ("PathLengths", "path_lengths", "average_path_length"),
-    "probe": ("Field", "Probe", "Snapshot"),
+    "probe": ("Bands", "Field", "Probe", "Snapshot"),
     "recorder": ("Recorder", "Watch", "measure"),
     "datasets": ("probe_batch",),
     "results": ("Run", "Sweep"),
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .paths import PathLengths as PathLengths
     from .paths import average_path_length as average_path_length
     from .paths import path_lengths as path_lengths
+    from .probe import Bands as Bands
     from .probe import Field as Field
     from .probe import Probe as Probe
     from .probe import Snapshot as Snapshot

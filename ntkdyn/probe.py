@@ -1,4 +1,4 @@
-"""What the author of a probe needs: Field, Snapshot, Probe. Nothing else.
+"""What the author of a probe needs: Field, Snapshot, Probe, and Bands for what is larger than memory. Nothing else.
 
 A probe is any object with a ``name``, a method ``fields`` that declares the arrays before the first snapshot, and a
 method ``measure`` that returns them at one step. It records what happens at a step; whatever needs two distant steps
@@ -7,7 +7,7 @@ is an analysis of recorded arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -46,6 +46,22 @@ class Field:
     static: bool = False
 
 
+class Bands:
+    """An array too large for memory, in bands of its first axis, top to bottom, each made when it is written.
+
+    ``measure`` may return it in place of an array of a field with steps. Bands are taken at once, before training goes
+    on, and again from the start where something else of the same step has failed.
+
+    Args: make: gives the bands, arrays [k, ...] whose first axes add up to that of the field.
+    """
+
+    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._make())
+
+
 class Snapshot:
     """Read-only view of the network at one step, shared by all probes of that step.
 
@@ -75,6 +91,7 @@ class Snapshot:
         loss: Callable[[Tensor], Tensor | None],
         preactivations: Callable[[], Mapping[str, Tensor]],
         kernel: Callable[[Any, str | None], Any],
+        kernel_bands: Callable[[Any, int, int | None], Iterable[Tensor]],
         previous: Callable[[str], np.ndarray[Any, Any] | None],
     ) -> None:
         self.step = step
@@ -88,6 +105,7 @@ class Snapshot:
         self._loss = loss
         self._preactivations = preactivations
         self._kernel = kernel
+        self._kernel_bands = kernel_bands
         self._previous = previous
         self._cache: dict[Any, Any] = {}
 
@@ -124,8 +142,17 @@ class Snapshot:
         """Empirical NTK of the probe set over ``parameters``; arguments as in ``empirical_ntk``."""
         return self._once(("kernel", reduce, per), lambda: self._kernel(reduce, per))
 
+    def kernel_bands(self, reduce: Any = "trace", *, samples: int, max_memory: int | None = None) -> Bands:
+        """The kernel in bands of so many samples, [samples, N, ...], for one that is larger than memory.
+
+        Every band differentiates all samples again, so take as many as memory allows.
+
+        Args: reduce: "trace", "mean" or "full".  max_memory: bytes that computing a band may take.
+        """
+        return Bands(lambda: self._kernel_bands(reduce, samples, max_memory))
+
     def previous(self, field: str) -> np.ndarray[Any, Any] | None:
-        """The probe's own last recorded array of that field, None at its first step."""
+        """The probe's own last recorded array of that field, None at its first step and for Bands."""
         return self._previous(field)
 
 
@@ -144,5 +171,5 @@ class Probe(Protocol):
         ...
 
     def measure(self, snapshot: Snapshot, /) -> Mapping[str, Any]:
-        """Return one array per declared field, by name."""
+        """Return one array per declared field, by name; for one that is larger than memory Bands."""
         ...

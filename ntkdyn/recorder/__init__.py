@@ -20,7 +20,7 @@ from .budget import Budget
 from .distributed import collective_timeout, is_first_process, refuse_sharded
 from .interruption import Interruption
 from .measurement import measure as measure
-from .observer import Observer, OnError, shared_attributes
+from .observer import FailedBands, Observer, OnError, shared_attributes
 from .optimizers import applying_optimizer
 from .passes import Loss
 from .recording import Recording, weights_digest
@@ -339,7 +339,13 @@ class Recorder:
                 for one in due
                 for group, fields in one.fields.items()
             }
-            self._recording.write(self.step, epoch, records, declarations, self._observer.seconds)
+            while True:
+                try:
+                    self._recording.write(self.step, epoch, records, declarations, self._observer.seconds)
+                    break
+                except FailedBands as failure:
+                    del records[failure.group]
+                    self._observer.failed(failure)
 
     def _take_at_interruption(self) -> None:
         try:

@@ -9,8 +9,8 @@ import numpy as np
 from torch import nn
 
 from ..kernel.problem import default_forward
-from ..probe import Probe
-from .observer import Observer
+from ..probe import Bands, Probe
+from .observer import FailedBands, Observer
 from .passes import Loss
 from .settings import check_model, chosen_batchnorm
 from .snapshots import BatchNorm, Forward, fixed_inputs, probe_sets
@@ -47,4 +47,12 @@ def measure(
         on_error="raise",
     )
     records = observer.observe(0, None, watches)
-    return {f"{group}/{name}": array for group, arrays in records.items() for name, array in arrays.items()}
+    try:
+        return {
+            f"{group}/{name}": np.concatenate(list(array)) if isinstance(array, Bands) else array
+            for group, arrays in records.items()
+            for name, array in arrays.items()
+        }
+    except FailedBands as failure:
+        observer.failed(failure)
+        raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..clone import structural_clone
 from ..errors import NtkdynError, ProbeError
 from ..gates import gates
 from ..kernel import resolve_parameters
-from ..probe import Field, Probe, Snapshot
+from ..probe import Bands, Field, Probe, Snapshot
 from ..store.declare import declared
 from ..store.segment import TEXT, Declaration
 from .determinism import check_forward
@@ -27,6 +28,15 @@ from .watches import Watched
 
 OnError = Literal["raise", "warn", "disable"]
 Array = np.ndarray[Any, Any]
+Records = dict[str, dict[str, Array | Bands]]
+
+
+class FailedBands(Exception):
+    """Bands of a probe failed while they were written; what was written of that step is gone."""
+
+    def __init__(self, watched: Watched, group: str, error: Exception, where: str) -> None:
+        super().__init__(str(error))
+        self.watched, self.group, self.error, self.where = watched, group, error, where
 
 
 class Observer:
@@ -71,7 +81,7 @@ class Observer:
             with undisturbed(self._device()):
                 self.parameters = self._resolved(structural_clone(self._model))
 
-    def observe(self, step: int, epoch: float | None, watches: Sequence[Watched]) -> dict[str, dict[str, Array]]:
+    def observe(self, step: int, epoch: float | None, watches: Sequence[Watched]) -> Records:
         """Measure the probes and return their arrays by group; what failed is left out, as on_error says.
 
         ``seconds`` are then those that each group took, without self-checks.
@@ -79,7 +89,7 @@ class Observer:
         Raises: ProbeError: a probe failed and on_error is "raise".  NondeterministicForward.
         """
         device = self._device()
-        records: dict[str, dict[str, Array]] = {}
+        records: Records = {}
         self.seconds = {}
         with undisturbed(device):
             clone = structural_clone(self._model).eval()
@@ -147,7 +157,7 @@ class Observer:
 
     def _measured(
         self, watched: Watched, shared: Pass, probe_set: ProbeSet, clone: nn.Module, step: int, epoch: float | None
-    ) -> dict[str, Array] | None:
+    ) -> dict[str, Array | Bands] | None:
         """The probe's arrays for one probe set, or None where it is or becomes disabled, or failed."""
         if watched.disabled:
             return None
@@ -167,6 +177,7 @@ class Observer:
             loss=shared.loss,
             preactivations=lambda: {name: value.clone() for name, value in shared.preactivations().items()},
             kernel=lambda reduce, per: tree_map(Tensor.clone, shared.kernel(reduce, per)),
+            kernel_bands=shared.kernel_bands,
             previous=last.get,
         )
         try:
@@ -178,8 +189,52 @@ class Observer:
         except Exception as error:
             self._failed(watched, error, where)
             return None
-        last.update(arrays)
-        return arrays
+        last.update({name: array for name, array in arrays.items() if not isinstance(array, Bands)})
+        return {
+            name: self._guarded(array, watched, group, name, where) if isinstance(array, Bands) else array
+            for name, array in arrays.items()
+        }
+
+    def _guarded(self, bands: Bands, watched: Watched, group: str, name: str, where: str) -> Bands:
+        """Bands that are made under guard, checked, and charged to their probe; what fails in them is FailedBands."""
+        declaration = watched.fields[group][name]
+
+        def make() -> Iterator[Array]:
+            begun: Iterator[Any] | None = None
+            done = 0
+            while True:
+                started = time.perf_counter()
+                try:
+                    # Not around the yield: what is done with a band is no part of the snapshot.
+                    with undisturbed(self._device()):
+                        begun = iter(bands) if begun is None else begun
+                        band = next(begun, None)
+                        if band is None:
+                            break
+                        array = _as_array(band)
+                        if done + len(array) > declaration.shape[0]:
+                            raise ProbeError(
+                                f"{where}, field {name!r}: found bands of at least {done + len(array)} rows in all, "
+                                f"expected {declaration.shape[0]}"
+                            )
+                        part = replace(declaration, shape=(len(array), *declaration.shape[1:]))
+                        array = _checked_array(array, part, f"{where}, field {name!r}, rows from {done}")
+                except Exception as error:
+                    raise FailedBands(watched, group, error, where) from error
+                watched.seconds += time.perf_counter() - started
+                done += len(array)
+                yield array
+            if done != declaration.shape[0]:
+                failure = ProbeError(
+                    f"{where}, field {name!r}: found bands of {done} rows in all, expected {declaration.shape[0]}"
+                )
+                raise FailedBands(watched, group, failure, where)
+
+        return Bands(make)
+
+    def failed(self, failure: FailedBands) -> None:
+        """Do with a probe whose bands failed what on_error says.  Raises: ProbeError: it says "raise"."""
+        self._failed(failure.watched, failure.error, failure.where)
 
     def _declared(self, probe: Probe, snapshot: Snapshot, group: str, where: str) -> dict[str, Field]:
         given: Any = probe.fields(snapshot)
@@ -212,7 +267,7 @@ class Observer:
 
 def checked_arrays(
     measured: Any, fields: Mapping[str, Field], recorded: Mapping[str, Array], where: str
-) -> dict[str, Array]:
+) -> dict[str, Array | Bands]:
     """Return arrays in their declared dtypes.
 
     Args: recorded: what is recorded already; static fields in it need not come again.
@@ -226,9 +281,16 @@ def checked_arrays(
             f"{where}, field {unknown[0]!r}: found no declaration, expected one of {', '.join(fields) or 'no field'}; "
             "return it from fields()"
         )
-    arrays = {}
+    arrays: dict[str, Array | Bands] = {}
     for name, one in fields.items():
-        if name in measured:
+        if isinstance(measured.get(name), Bands):
+            if one.static or not one.shape or one.dtype == TEXT:
+                raise ProbeError(
+                    f"{where}, field {name!r}: found Bands, expected an array; they are for numbers [size, ...] of "
+                    "each step"
+                )
+            arrays[name] = measured[name]
+        elif name in measured:
             arrays[name] = _checked_array(measured[name], one, f"{where}, field {name!r}")
         elif not (one.static and name in recorded):
             raise ProbeError(

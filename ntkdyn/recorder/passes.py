@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from ..errors import ConfigurationError, ShapeError
 from ..gates import gates
@@ -18,6 +19,8 @@ from ..kernel.selfcheck import check_ntk
 from .snapshots import Forward, ProbeSet, checked_outputs, copied
 
 Loss = Callable[[Tensor, Any], Tensor]
+# Samples of a kernel larger than memory that are compared with plain autograd.
+_CHECKED_OF_BANDS = 64
 
 
 class Pass:
@@ -107,11 +110,8 @@ class Pass:
             if per is None and known:
                 parts = list(known.values())
                 self._kernels[key] = sum(parts[1:], parts[0])
-            elif not self._parameters:
-                raise ConfigurationError(
-                    "the network has no parameter with requires_grad besides slopes; name some by parameters="
-                )
             else:
+                self._refuse_no_parameters()
                 kernel: Any = empirical_ntk(
                     self._model,
                     self._set.inputs,
@@ -124,15 +124,42 @@ class Pass:
                 self._kernels[key] = kernel
         return self._kernels[key]
 
-    def _check(self, kernel: Any, reduce: Any, per: Any) -> None:
-        """Compare rows of the kernel with plain autograd, once for each state of the network."""
-        which = (self._set.name, reduce, per, self._state)
+    def kernel_bands(self, reduce: Any, samples: int, max_memory: int | None) -> Iterator[Tensor]:
+        """The same kernel in bands of so many samples, [samples, N, ...].
+
+        Raises: as ``kernel``; of its first samples a self-check is made.
+        """
+        self._refuse_no_parameters()
+        self._check(None, reduce, None, first=_CHECKED_OF_BANDS)
+        for start in range(0, self._set.size, samples):
+            yield empirical_ntk(
+                self._model,
+                _rows(self._set.inputs, slice(start, start + samples)),
+                self._set.inputs,
+                reduce=reduce,
+                forward=self._forward,
+                parameters=self._parameters,
+                max_memory=max_memory,
+            )
+
+    def _refuse_no_parameters(self) -> None:
+        if not self._parameters:
+            raise ConfigurationError(
+                "the network has no parameter with requires_grad besides slopes; name some by parameters="
+            )
+
+    def _check(self, kernel: Any, reduce: Any, per: Any, *, first: int | None = None) -> None:
+        """Compare rows of the kernel with plain autograd, once for each state of the network.
+
+        Args: first: only that of so many samples.
+        """
+        which = (self._set.name, reduce, per, self._state, first)
         if which in self._checked:
             return
         started = time.perf_counter()
         check_ntk(
             self._model,
-            self._set.inputs,
+            _rows(self._set.inputs, slice(first)),
             reduce=reduce,
             per=per,
             forward=self._forward,
@@ -162,6 +189,10 @@ class Pass:
                 for name, gate in found.items()
                 if name in taken
             }
+
+
+def _rows(inputs: Any, rows: slice) -> Any:
+    return tree_map_only(Tensor, lambda leaf: leaf[rows], inputs)
 
 
 def _channels_second(name: str, inputs: Tensor, dim: int, size: int) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..clone import unwrapped
-from ..probe import Field
+from ..probe import Bands, Field
+from ..store.bands import is_large
 from ..store.reader import RunReader
 from ..store.writer import RunWriter, refuse_occupied
 from .snapshots import ProbeSet
@@ -90,7 +91,11 @@ class Recording:
         for group in reader.groups():
             if reader.places(group):
                 names = [name for name in reader.names() if reader.owner(name)[0].group == group]
-                arrays = {name.removeprefix(f"{group}/"): reader.read_row(name, -1) for name in names}
+                arrays = {
+                    name.removeprefix(f"{group}/"): reader.read_row(name, -1)
+                    for name in names
+                    if not is_large(reader.field(name))
+                }
                 found[group] = (int(reader.steps(group)[-1]), arrays)
         return found
 
@@ -98,7 +103,7 @@ class Recording:
         self,
         step: int,
         epoch: float | None,
-        records: Mapping[str, Mapping[str, Any]],
+        records: Mapping[str, Mapping[str, np.ndarray[Any, Any] | Bands]],
         declarations: Mapping[str, tuple[Sequence[Field], Mapping[str, Any]]],
         seconds: Mapping[str, float],
     ) -> None:

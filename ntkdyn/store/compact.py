@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import DamagedRecording
 from ..probe import Field
 from . import files, hdf5, triangle
+from .bands import copy_row, is_read_in_bands
 from .reader import Source
 from .segment import (
     EPOCH,
@@ -155,6 +156,11 @@ class _Merging:
             here = [(index, row) for index, (_, _, owner, row) in enumerate(self.rows) if owner == number]
             steps = source.axes[self.entry.group][0].tolist()
             stored = np.atleast_1d(origin[path].attrs["crc32"])
+            if is_read_in_bands(origin[path], field):
+                for index, row in here:
+                    copy_row(origin, source.path, self.entry, field, steps, row, dataset, index, self.check)
+                    crc[index] = stored[row]
+                continue
             for part in batches(len(here), math.prod(field.shape) * 8):
                 indices, chosen = [here[k][0] for k in part], [here[k][1] for k in part]
                 data = get_array(origin, source.path, self.entry, field, steps, chosen)

@@ -1,7 +1,8 @@
 """What a writer has not brought to the disk yet, in the order in which it must get there.
 
 A disk that refuses is warned of once and tried again at the next snapshot; training is never stopped by it. Beyond
-256 MiB in memory the newest snapshot is given up, and its step named at the end.
+256 MiB in memory the newest snapshot is given up, and its step named at the end; one in bands, made while they are
+written, is given up at once.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 from ..errors import DamagedRecording, StorageError
 from . import compact, files
+from .block import Block, publish_segment
 from .reader import Source
-from .segment import Block, publish_segment
 from .verify import remember
 
 # What a full disk may pile up in memory before snapshots are given up.
@@ -35,11 +36,9 @@ class _Waiting:
     def nbytes(self) -> int:
         return sum(block.nbytes for block in self.blocks)
 
-    def own(self) -> None:
-        """Copy the arrays, which belong to the caller and may change while they wait."""
-        for block in self.blocks:
-            block.rows = {name: rows.copy() for name, rows in block.rows.items()}
-            block.statics = {name: array.copy() for name, array in block.statics.items()}
+    @property
+    def in_bands(self) -> bool:
+        return any(block.in_bands for block in self.blocks)
 
 
 class Outbox:
@@ -74,16 +73,26 @@ class Outbox:
         """Put a segment at the end and bring to the disk what it takes.
 
         Returns: whether everything is committed; whether this segment was kept (False: given up for want of memory).
+        Raises: what bands of the segment raise while they are made; it is not kept then.
         """
         one = _Waiting(self._free_name(stem), blocks, facts)
         self._waiting.append(one)
-        done = self.flush()
-        if self._waiting and self._waiting[-1] is one:
-            one.own()
-        if len(self._waiting) > 1 and sum(one.nbytes for one in self._waiting) > PENDING_BYTES:
+        try:
+            done = self.flush()
+        except BaseException:
+            # Its bands can be made now only, from the network as it is.
+            if one.in_bands and one in self._waiting:
+                self._waiting.remove(one)
+            raise
+        if not self._waiting or self._waiting[-1] is not one:
+            return done, True
+        too_much = len(self._waiting) > 1 and sum(one.nbytes for one in self._waiting) > PENDING_BYTES
+        if one.in_bands or too_much:
             self.lost += _steps(self._waiting.pop().blocks)
             return False, False
-        return done, True
+        for block in blocks:
+            block.own()
+        return False, True
 
     def set_manifest(self, content: bytes) -> bool:
         """Put run.json, in place of one that has not been written yet, and bring to the disk what it takes."""

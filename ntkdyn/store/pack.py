@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import DamagedRecording, StorageError
 from ..probe import Field
 from . import files, hdf5
+from .bands import copy_row, is_read_in_bands
 from .compact import compare_sums, costs_of, merge
 from .declare import coordinate_array, folder_of
 from .lock import Lock
@@ -267,6 +268,11 @@ class _Packing:
                 continue
             path = entry.path(field)
             stored = np.atleast_1d(origin[path].attrs["crc32"])
+            if is_read_in_bands(origin[path], field):
+                for index, row in here:
+                    copy_row(origin, source.path, entry, field, steps, row, self.file[path], index, self.check)
+                    self.sums[path][index] = stored[row]
+                continue
             for part in batches(len(here), math.prod(field.shape) * 8):
                 indices, rows = [here[k][0] for k in part], [here[k][1] for k in part]
                 self._put(path, field, selected(indices), get_array(origin, source.path, entry, field, steps, rows))

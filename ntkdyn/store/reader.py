@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import DamagedRecording, MissingRecording, UnknownName, UntrustedFile
 from ..probe import Field
 from . import files
+from .bands import checked_bands, is_read_in_bands
 from .manifest import read_manifest, resumed_after
 from .metadata import dump_json
 from .segment import Array, Declaration, get_array, get_axis, get_declarations, get_recording, opened
@@ -293,6 +294,33 @@ class RunReader:
             at = {row: index for index, row in enumerate(rows)}
             found[positions] = data[[at[wanted[position].row] for position in positions]]
         return found.astype(str) if field.dtype == "str" else found
+
+    def read_part(self, name: str, index: int, first: int | slice, *others: int | slice) -> Array:
+        """Part of one snapshot, [...][first, *others]; a large one is read in bands, its CRC compared all the same.
+
+        Raises: as ``read_rows``.
+        """
+        return self._again(lambda: self._read_part(name, index, first, others))
+
+    def _read_part(self, name: str, index: int, first: int | slice, others: tuple[int | slice, ...]) -> Array:
+        entry, field = self.owner(name)
+        place = self.places(entry.group)[index]
+        source = self.sources[place.source]
+        steps = source.axes[entry.group][0].tolist()
+        with opened(source.path) as file:
+            if not is_read_in_bands(file[name], field):
+                row = get_array(file, source.path, entry, field, steps, [place.row])[0]
+                return np.asarray(row[(first, *others)])
+            wanted = np.atleast_1d(np.arange(field.shape[0])[first])
+            parts: dict[int, Array] = {}
+            for here, band in checked_bands(file, source.path, entry, field, steps, place.row):
+                for position in np.flatnonzero((wanted >= here.start) & (wanted < here.stop)).tolist():
+                    parts[position] = band[(int(wanted[position]) - here.start, *others)].copy()
+            if isinstance(first, int):
+                return parts[0]
+            if not parts:
+                return np.empty((1, *field.shape[1:]), field.dtype)[(slice(0, 0), *others)]
+            return np.stack([parts[position] for position in range(len(wanted))])
 
     def read_many(self, names: Sequence[str]) -> dict[str, Array]:
         """Several arrays; each file is opened once."""

@@ -63,7 +63,10 @@ class RecordedArray:
         if isinstance(first, (list, np.ndarray)) and np.ndim(first) == 1:
             listed = np.arange(len(self))[np.asarray(first, dtype=None if len(first) else int)]
             return np.asarray(self._reader.read_rows(self.name, listed.tolist())[(slice(None), *others)])
-        row = self._reader.read_rows(self.name, [operator.index(first)])[0]
+        place = operator.index(first)
+        if others and all(isinstance(one, (int, slice)) for one in others):
+            return self._reader.read_part(self.name, place, *others)
+        row = self._reader.read_rows(self.name, [place])[0]
         return np.asarray(row[tuple(others)] if others else row)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import DamagedRecording, NewerRecording, NtkdynError
 from ..probe import Field
-from . import files, hdf5, triangle
+from . import hdf5, triangle
 from .metadata import dump_json, load_json
 
 _VERSION = 1
@@ -34,8 +34,6 @@ FORMAT = f"ntkdyn recording {_VERSION}"
 TEXT = "str"
 STEP = Field(name="step", dtype="<i8", unit="1", long_name="applied optimizer steps")
 EPOCH = Field(name="epoch", dtype="<f8", unit="epoch", long_name="epochs of training")
-# Larger segments are written piece by piece, so that they are not in memory twice.
-STREAMED_BYTES = 64 * 2**20
 _PACKED, _UPPER_TRIANGLE = "packed", "upper triangle"
 
 Array = np.ndarray[Any, Any]
@@ -94,24 +92,12 @@ def canonical(array: Array) -> bytes | memoryview:
 
 def row_crc(path: str, field: Field, step: int | None, row: Array) -> int:
     """CRC32 over path, dims, shape, dtype, step (None where static) and bytes of one row."""
-    header = json.dumps([path, field.dims, field.shape, field.dtype, step], ensure_ascii=False).encode()
-    return zlib.crc32(canonical(row), zlib.crc32(header))
+    return zlib.crc32(canonical(row), header_crc(path, field, step))
 
 
-@dataclass
-class Block:
-    """Rows of one group on their way into a file: ``rows`` [S, ...] by field name, ``statics`` [...]."""
-
-    declaration: Declaration
-    steps: Sequence[int]
-    epochs: Sequence[float]
-    rows: Mapping[str, Array]
-    statics: Mapping[str, Array]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays in memory."""
-        return sum(array.nbytes for array in (*self.rows.values(), *self.statics.values()))
+def header_crc(path: str, field: Field, step: int | None) -> int:
+    """CRC32 of what stands before the bytes of a row."""
+    return zlib.crc32(json.dumps([path, field.dims, field.shape, field.dtype, step], ensure_ascii=False).encode())
 
 
 def stored_dtype(dtype: str) -> Any:
@@ -151,12 +137,13 @@ def put_rows(dataset: h5py.Dataset, field: Field, selection: Any, data: Array) -
     if is_packed(dataset):
         data = triangle.pack(data)
     if selection is ...:
-        _put_whole(dataset, field, data)
+        put_whole(dataset, field, data)
     else:
         dataset[selection] = data.astype(object if field.dtype == TEXT else dataset.dtype, copy=False)
 
 
-def _put_whole(dataset: h5py.Dataset, field: Field, data: Array) -> None:
+def put_whole(dataset: h5py.Dataset, field: Field, data: Array) -> None:
+    """Write an array of the dataset's own shape, as the file stores it."""
     if data.size:
         kind = object if field.dtype == TEXT else stored_dtype(field.dtype)
         hdf5.write_dataset(dataset, data.astype(kind, copy=False))
@@ -165,52 +152,6 @@ def _put_whole(dataset: h5py.Dataset, field: Field, data: Array) -> None:
 def is_packed(dataset: h5py.Dataset) -> bool:
     """Whether an array is stored as upper triangles."""
     return _PACKED in dataset.attrs
-
-
-def fill(file: h5py.File, blocks: Sequence[Block], facts: Mapping[str, Any], check: Callable[[], None]) -> None:
-    """Write blocks, each of another group, into an empty file; ``check`` is called after each array."""
-    declarations = {block.declaration.group: block.declaration.to_json() for block in blocks}
-    put_recording(file, {"declarations": declarations, **facts})
-    for block in blocks:
-        declaration = block.declaration
-        arrays: list[tuple[Field, Array]] = []
-        if declaration.stepped:
-            arrays += [(STEP, np.asarray(block.steps, dtype="<i8")), (EPOCH, np.asarray(block.epochs, dtype="<f8"))]
-        arrays += [(declaration.fields[name], rows) for name, rows in block.rows.items()]
-        for field, rows in arrays:
-            packed = triangle.can_be_packed(field) and triangle.is_symmetric(rows)
-            dataset = create_array(file, declaration, field, len(rows), packed=packed)
-            _put_whole(dataset, field, triangle.pack(rows) if packed else rows)
-            path = declaration.path(field)
-            crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, rows, strict=True)]
-            hdf5.set_attribute(dataset, "crc32", np.asarray(crc, dtype=np.uint32))
-            check()
-        for name, array in block.statics.items():
-            field = declaration.fields[name]
-            dataset = create_array(file, declaration, field, None, packed=False)
-            _put_whole(dataset, field, array)
-            crc = [row_crc(declaration.path(field), field, None, array)]
-            hdf5.set_attribute(dataset, "crc32", np.array(crc, dtype=np.uint32))
-            check()
-
-
-def publish_segment(path: Path, blocks: Sequence[Block], facts: Mapping[str, Any]) -> int:
-    """Write a segment, committed when this returns; its size in bytes.
-
-    A small one is built in memory and written at once, a large one is streamed.
-
-    Raises: StorageError.
-    """
-    if sum(block.nbytes for block in blocks) <= STREAMED_BYTES:
-        with hdf5.in_memory() as file:
-            fill(file, blocks, facts, lambda: None)
-            content = hdf5.image(file)
-        files.publish(path, content)
-        return len(content)
-    with files.publishing(path) as output:
-        with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
-            fill(file, blocks, facts, output.check)
-        return output.seek(0, 2)
 
 
 @contextmanager
@@ -308,12 +249,7 @@ def get_array(
     dataset = file[name]
     packed = steps is not None and is_packed(dataset) and triangle.can_be_packed(field)
     row_shape = triangle.packed_shape(field.shape) if packed else field.shape
-    expected_shape = row_shape if steps is None else (len(steps), *row_shape)
-    if dataset.shape != expected_shape or (field.dtype != TEXT and dataset.dtype != stored_dtype(field.dtype)):
-        raise DamagedRecording(
-            f"{path} is damaged at {name!r}: found {dataset.dtype} {list(dataset.shape)}, "
-            f"expected {field.dtype} {list(expected_shape)}; restore it from a copy"
-        )
+    check_shape(dataset, path, name, field, row_shape if steps is None else (len(steps), *row_shape))
     selection = ... if rows is None or steps is None else selected(rows)
     if field.dtype == TEXT:
         data = np.asarray(dataset.asstr()[selection]).astype(str)
@@ -328,14 +264,27 @@ def get_array(
         chosen = range(len(steps)) if rows is None else rows
         checks = [(int(steps[row]), data[index], int(stored[row])) for index, row in enumerate(chosen)]
     for step, row_data, expected in checks:
-        found = row_crc(name, field, step, row_data)
-        if found != expected:
-            where = "" if step is None else f" at step {step}"
-            raise DamagedRecording(
-                f"{path} is damaged at {name!r}{where}: found CRC {found:08x}, expected {expected:08x}; "
-                "restore it from a copy"
-            )
+        refuse_damaged_row(path, name, step, row_crc(name, field, step, row_data), expected)
     return data
+
+
+def check_shape(dataset: h5py.Dataset, path: Path, name: str, field: Field, expected: tuple[int, ...]) -> None:
+    """Compare shape and type of an array in a file with its declaration.  Raises: DamagedRecording."""
+    if dataset.shape != expected or (field.dtype != TEXT and dataset.dtype != stored_dtype(field.dtype)):
+        raise DamagedRecording(
+            f"{path} is damaged at {name!r}: found {dataset.dtype} {list(dataset.shape)}, "
+            f"expected {field.dtype} {list(expected)}; restore it from a copy"
+        )
+
+
+def refuse_damaged_row(path: Path, name: str, step: int | None, found: int, expected: int) -> None:
+    """Compare the CRC of a row with the stored one.  Raises: DamagedRecording: they differ."""
+    if found != expected:
+        where = "" if step is None else f" at step {step}"
+        raise DamagedRecording(
+            f"{path} is damaged at {name!r}{where}: found CRC {found:08x}, expected {expected:08x}; "
+            "restore it from a copy"
+        )
 
 
 def get_axis(file: h5py.File, path: Path, declaration: Declaration) -> tuple[Array, Array]:

@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 
 from ..errors import DamagedRecording, MissingRecording, NewerRecording, NtkdynError, StorageError, UntrustedFile
+from .bands import checked_bands, is_read_in_bands
 from .segment import (
     EPOCH,
     STEP,
@@ -267,6 +268,11 @@ def check_sums(file: h5py.File, path: Path, declarations: Mapping[str, Declarati
             if declaration.is_static(field):
                 if declaration.path(field) in file:
                     get_array(file, path, declaration, field, None)
+                continue
+            if is_read_in_bands(file[declaration.path(field)], field):
+                for row in range(len(steps)):
+                    for _ in checked_bands(file, path, declaration, field, steps, row):
+                        pass
                 continue
             for rows in batches(len(steps), math.prod(field.shape) * 8):
                 get_array(file, path, declaration, field, steps, rows)

@@ -19,8 +19,10 @@ import numpy as np
 
 from .. import __version__
 from ..errors import ConfigurationError, DamagedRecording, MissingRecording, ProbeError, RecordingExists, ShapeError
-from ..probe import Field
+from ..probe import Bands, Field
 from . import files
+from .bands import BandedRow
+from .block import Block
 from .declare import declared
 from .lock import NAME as LOCK
 from .lock import Lock, refuse_locked
@@ -28,7 +30,7 @@ from .manifest import read_manifest, refuse_differences, without_secrets
 from .metadata import dump_json
 from .outbox import Outbox
 from .reader import RunReader
-from .segment import FORMAT, TEXT, Array, Block, Declaration
+from .segment import FORMAT, TEXT, Array, Declaration
 
 
 class RunWriter:
@@ -184,7 +186,7 @@ class RunWriter:
         part = Declaration(group, {name: declaration.fields[name] for name in given}, declaration.attributes, False)
         block = Block(part, (), (), {}, statics)
         self._declarations[group] = declaration
-        return self._outbox.add("static-0", [block], self._facts({}))[0]
+        return self._outbox.add("static-0", [block], self._facts())[0]
 
     def commit(
         self,
@@ -196,7 +198,8 @@ class RunWriter:
     ) -> bool:
         """Write what the groups due at this step recorded, as one segment.
 
-        Static fields are taken at the group's first commit and not asked for again.
+        Static fields are taken at the group's first commit and not asked for again. Bands are made and written one
+        after the other.
 
         Args: seconds: what measuring took, by group; stored beside the sizes.
         Returns: True when it is committed; False, with one warning, when the disk refuses: the snapshot stays in memory
@@ -209,20 +212,23 @@ class RunWriter:
         blocks = [self._block(group, int(step), number, arrays) for group, arrays in records.items()]
         if not blocks:
             return self._outbox.flush()
-        costs = {
-            block.declaration.group: [1, float((seconds or {}).get(block.declaration.group, 0.0)), block.nbytes]
-            for block in blocks
-        }
         for block in blocks:
+            block.seconds = float((seconds or {}).get(block.declaration.group, 0.0))
             self._written[block.declaration.group].add(int(step))
             self._statics_done.add(block.declaration.group)
-        done, kept = self._outbox.add(f"seg-0-{int(step):012d}-{int(step):012d}", blocks, self._facts(costs))
-        if not kept:
-            for block in blocks:
-                self._written[block.declaration.group].discard(int(step))
-                if block.statics:
-                    self._statics_done.discard(block.declaration.group)
+        kept = not any(block.in_bands for block in blocks)
+        try:
+            done, kept = self._outbox.add(f"seg-0-{int(step):012d}-{int(step):012d}", blocks, self._facts())
+        finally:
+            if not kept:
+                self._forget(int(step), blocks)
         return done
+
+    def _forget(self, step: int, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            self._written[block.declaration.group].discard(step)
+            if block.statics:
+                self._statics_done.discard(block.declaration.group)
 
     def update(self, **entries: Any) -> None:
         """Merge entries into run.json, atomically; a refusing disk is warned of and tried again."""
@@ -268,9 +274,9 @@ class RunWriter:
             stacklevel=3,
         )
 
-    def _facts(self, costs: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         elapsed = time.monotonic() - self._opened
-        return {"branch": self._branch, "level": 0, "costs": dict(costs), "elapsed": round(elapsed, 6)}
+        return {"branch": self._branch, "level": 0, "elapsed": round(elapsed, 6)}
 
     def _refuse_child(self) -> None:
         if os.getpid() != self._process:
@@ -290,12 +296,16 @@ class RunWriter:
         unknown = sorted(set(arrays) - set(declaration.fields))
         if unknown:
             raise ProbeError(f"group {group!r}: found the undeclared field {unknown[0]!r}; return it from fields()")
-        rows, statics = {}, {}
+        rows: dict[str, Array | BandedRow] = {}
+        statics = {}
         for name, field in declaration.fields.items():
             if field.static and group in self._statics_done:
                 continue
             if name not in arrays:
                 raise ProbeError(f"field '{group}/{name}' at step {step}: found nothing, expected {list(field.shape)}")
+            if isinstance(arrays[name], Bands):
+                rows[name] = BandedRow(declaration, field, arrays[name])
+                continue
             array = _fitting(declaration, field, arrays[name])
             if field.static:
                 statics[name] = array

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from ntkdyn.errors import MissingRecording, NtkdynError
-from ntkdyn.probe import Field
-from ntkdyn.store import compact, files, repair, verify
+from ntkdyn.probe import Bands, Field
+from ntkdyn.store import bands, compact, files, repair, verify
 from ntkdyn.store.pack import pack
 from ntkdyn.store.reader import RunReader
 from ntkdyn.store.writer import RunWriter
@@ -52,6 +52,7 @@ class Story:
     def __init__(self, root: Path) -> None:
         self.disk = disk.Disk(root)
         self.run = root / "run"
+        self.in_bands = False
         # (number of operations before, step -> branch whose numbers are there)
         self.marks: list[tuple[int, dict[int, int]]] = [(0, {})]
 
@@ -76,7 +77,9 @@ class Story:
 
     def record(self, writer: RunWriter, steps: range, branch: int = 0) -> None:
         for step in steps:
-            assert writer.commit(step, None, {"ntk": {"kernel": kernel(step, branch), "size": 6}})
+            whole = kernel(step, branch)
+            values = Bands(lambda whole=whole: (whole[:4], whole[4:])) if self.in_bands else whole
+            assert writer.commit(step, None, {"ntk": {"kernel": values, "size": 6}})
             self.marks.append((len(self.disk.journal), {**self.marks[-1][1], step: branch}))
 
     def resume(self, step: int) -> RunWriter:
@@ -124,6 +127,17 @@ def repairing(story: Story) -> None:
             files.write(descriptor, b"half", 0)
     repair.repair(story.run)
     pack(story.run)
+
+
+def large(story: Story) -> None:
+    """Snapshots that are written in bands, merged, continued and packed in bands."""
+    story.in_bands = True
+    writer = story.begin()
+    story.record(writer, range(4))
+    writer.close(pack=False)
+    writer = story.resume(2)
+    story.record(writer, range(3, 5), 1)
+    writer.close()
 
 
 def examined_here(paths: Any, **limits: Any) -> dict[Path, NtkdynError | None]:
@@ -184,12 +198,13 @@ def check(story: Story, point: int, state: dict[str, bytes | None], folder: Path
         assert visible(run) == {**found, last + 1: 0}
 
 
-@pytest.mark.parametrize("tell", [recording, resumption, repairing])
+@pytest.mark.parametrize("tell", [recording, resumption, repairing, large])
 def test_nothing_committed_is_lost_at_any_point(
     tell: Callable[[Story], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(compact, "FAN", 3)
+    monkeypatch.setattr(bands, "BAND_BYTES", 64)
     for module in (repair, verify):
         monkeypatch.setattr(module, "examine", examined_here)
     monkeypatch.setattr("ntkdyn.store.reader.validate", lambda *_, **__: None)

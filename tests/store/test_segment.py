@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from ntkdyn.errors import ConfigurationError
 from ntkdyn.probe import Field
 from ntkdyn.store import hdf5, segment
+from ntkdyn.store.block import Block, fill
 from ntkdyn.store.declare import declared
 
 DTYPES = st.sampled_from(["?", "i1", "u1", "<i4", "<u8", "<f4", "<f8", ">f8", "f2"])
@@ -33,8 +34,8 @@ def test_image_round_trip_keeps_every_bit(data: st.DataObject, dtype: str, shape
     declaration = declared({}, "probe/set", [field], {}, stepped=True)
     stored = declaration.fields["a.b/x"]
     with hdf5.in_memory() as file:
-        block = segment.Block(declaration, [7], [0.5], {"a.b/x": array[None]}, {})
-        segment.fill(file, [block], {"level": 0}, lambda: None)
+        block = Block(declaration, [7], [0.5], {"a.b/x": array[None]}, {})
+        fill(file, [block], {"level": 0}, lambda: None)
         image = hdf5.image(file)
     with h5py.File(io.BytesIO(image), "r") as file:
         found = segment.get_declarations(segment.get_recording(file, Path("x")))["probe/set"]
@@ -102,6 +103,6 @@ def test_equal_segments_are_equal_bytes() -> None:
         with hdf5.in_memory() as first, hdf5.in_memory() as second:
             for file in (first, second):
                 rows = np.arange(100, dtype="<f4")[None]
-                segment.fill(file, [segment.Block(declaration, [3], [0.5], {"x": rows}, {})], {}, lambda: None)
+                fill(file, [Block(declaration, [3], [0.5], {"x": rows}, {})], {}, lambda: None)
                 images.append(hdf5.image(file))
     assert len(set(images)) == 1

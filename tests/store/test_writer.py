@@ -21,7 +21,7 @@ import pytest
 
 from ntkdyn.errors import ConfigurationError, NtkdynError, ProbeError, RecordingExists, ShapeError
 from ntkdyn.probe import Field
-from ntkdyn.store import files, outbox, segment
+from ntkdyn.store import block, files, outbox
 from ntkdyn.store.reader import RunReader
 from ntkdyn.store.writer import RunWriter
 
@@ -326,7 +326,7 @@ def test_reading_while_writing(tmp_path: Path) -> None:
 def test_large_segments_are_streamed(
     tmp_path: Path, start: Start, records: Records, monkeypatch: pytest.MonkeyPatch, kernel_at: Any, refuse: bool
 ) -> None:
-    monkeypatch.setattr(segment, "STREAMED_BYTES", 0)
+    monkeypatch.setattr(block, "STREAMED_BYTES", 0)
     recording = start(tmp_path / "run")
     real = files.write
     if refuse:

@@ -1,0 +1,170 @@
+"""Snapshots larger than memory, as the recorder takes them: the same numbers, charged, guarded, and failing alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ntkdyn as nd
+from ntkdyn.errors import ConfigurationError, ProbeError
+from ntkdyn.probes import ntk
+from ntkdyn.recorder import passes
+
+X = torch.randn(11, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.arange(11) % 2
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 5), nd.Gate(5), nn.Dropout(0.5), nn.Linear(5, 2)).double()
+
+
+def train(path: Path, probes: list[Any], model: nn.Module | None = None, **options: Any) -> nd.Recorder:
+    model = model or network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(model, probes, {"test": (X, Y)}, path=path, schedule=nd.every(2), **options)
+    with recorder.attach(optimizer):
+        for _ in range(6):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(X), Y).backward()
+            optimizer.step()
+    return recorder
+
+
+class Rows:
+    """A matrix in bands of one row; may do something else in a band."""
+
+    name = "rows"
+
+    def __init__(self, act: Any = None, field: Mapping[str, Any] | None = None) -> None:
+        self.act = act
+        self.field = {"name": "matrix", "dims": ("a", "b"), "shape": (3, 4)} | dict(field or {})
+
+    def fields(self, snapshot: nd.Snapshot) -> list[nd.Field]:
+        return [nd.Field(**self.field)]
+
+    def measure(self, snapshot: nd.Snapshot) -> Mapping[str, Any]:
+        def make() -> Iterator[Any]:
+            for row in range(3):
+                if self.act is not None and snapshot.step == 4 and row == 1:
+                    yield self.act(snapshot)
+                else:
+                    torch.rand(3)
+                    yield torch.full((1, 4), float(row + snapshot.step))
+
+        return {"matrix": nd.Bands(make)}
+
+
+@pytest.mark.parametrize(("reduce", "pairs"), [("trace", 1), ("mean", 1), ("full", 4)])
+def test_a_kernel_in_bands_is_the_kernel(
+    reduce: Any, pairs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = nd.measure(network(), [f"ntk:reduce={reduce}"], X)["ntk/kernel"]
+    # So little that a band, an eighth of it, has 2 of the 11 samples; the last one has 1.
+    monkeypatch.setattr(ntk, "_MAX_MEMORY", 2 * 11 * 11 * 8 * pairs - 1)
+    bands = []
+    real = nd.Snapshot.kernel_bands
+    monkeypatch.setattr(
+        nd.Snapshot, "kernel_bands", lambda self, *a, **k: bands.append(k["samples"]) or real(self, *a, **k)
+    )
+    recorder = nd.Recorder(network(), [f"ntk:reduce={reduce}"], X, path=tmp_path / "run")
+    recorder.record()
+    run = nd.Run.open(tmp_path / "run")
+    assert bands == [2]
+    assert run["ntk/kernel"].dtype == np.float64
+    np.testing.assert_allclose(run["ntk/kernel"][0], whole, rtol=1e-12, atol=1e-13)
+    # What making the bands took is charged to the probe.
+    assert run.costs()["ntk"]["seconds"] > 0.001
+    recorder.close()
+
+
+def test_bands_measured_without_a_file_come_as_one_array() -> None:
+    found = nd.measure(network(), [Rows()], X)["rows/matrix"]
+    assert np.array_equal(found, np.add.outer(np.arange(3.0), np.zeros(4)))
+
+
+def test_a_kernel_in_bands_is_checked_against_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ntk, "_MAX_MEMORY", 10_000)
+    asked = []
+    monkeypatch.setattr(passes, "check_ntk", lambda model, inputs, **rest: asked.append((len(inputs), rest["reduce"])))
+    nd.measure(network(), ["ntk"], torch.randn(100, 3, dtype=torch.float64))
+    assert asked == [(64, "trace")]
+
+
+def test_training_is_the_same_with_bands_that_draw_random_numbers(tmp_path: Path) -> None:
+    def trained(path: Path | None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        torch.manual_seed(3)
+        model = network()
+        if path is None:
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+            for _ in range(6):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(X), Y).backward()
+                optimizer.step()
+        else:
+            train(path, [Rows()], model)
+        return copy.deepcopy(model.state_dict()), torch.get_rng_state()
+
+    without, state = trained(None)
+    recorded, state_recorded = trained(tmp_path / "run")
+    assert all(torch.equal(without[name], recorded[name]) for name in without)
+    assert torch.equal(state, state_recorded)
+    assert nd.Run.open(tmp_path / "run")["rows/test/matrix"][:, :, 0].tolist() == [
+        [step + row for row in range(3)] for step in (0, 2, 4, 6)
+    ]
+
+
+def _fail(snapshot: nd.Snapshot) -> Any:
+    raise OSError("no such row")
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (_fail, "probe 'rows', set 'test', step 4: OSError: no such row"),
+        (lambda snapshot: torch.full((1, 4), float("nan")), "field 'matrix', rows from 1: found NaN in 4 of 4 numbers"),
+        (lambda snapshot: torch.ones(1, 5), r"rows from 1: found shape \[1, 5\], expected \[1, 4\] as declared"),
+        (lambda snapshot: torch.ones(2, 4), "field 'matrix': found bands of at least 4 rows in all, expected 3"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["warn", "disable", "raise"])
+def test_failing_bands_cost_their_group_only(on_error: Any, act: Any, message: str, tmp_path: Path) -> None:
+    probes = [Rows(act), "outputs", nd.Watch(Rows(), name="others")]
+    if on_error == "raise":
+        with pytest.raises(ProbeError, match=message):
+            train(tmp_path / "run", probes, on_error=on_error)
+        run = nd.Run.open(tmp_path / "run")
+        assert run.steps("outputs/test").tolist() == [0, 2]
+        assert run.manifest["status"] == "failed"
+        return
+    with pytest.warns(RuntimeWarning, match=message):
+        train(tmp_path / "run", probes, on_error=on_error).close()
+    run = nd.Run.open(tmp_path / "run")
+    assert run.steps("outputs/test").tolist() == [0, 2, 4, 6]
+    assert run.steps("others/test").tolist() == [0, 2, 4, 6]
+    assert run.steps("rows/test").tolist() == ([0, 2, 6] if on_error == "warn" else [0, 2])
+
+
+@pytest.mark.parametrize("field", [{"static": True}, {"dims": (), "shape": ()}, {"dtype": "str"}])
+def test_bands_are_for_numbers_of_each_step(field: dict[str, Any]) -> None:
+    with pytest.raises(ProbeError, match="field 'matrix': found Bands, expected an array; they are for numbers"):
+        nd.measure(network(), [Rows(field=field)], X)
+
+
+@pytest.mark.parametrize("options", [{"reduce": "each"}, {"per": "layer"}, {"max_memory": 0}])
+def test_memory_goes_with_kernels_that_have_bands(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"probe ntk: max_memory is .*; expected at least 1 byte, and reduce"):
+        ntk.EmpiricalNTK(**{"max_memory": 100, **options})
+
+
+def test_too_little_memory_is_refused_with_the_least_that_works(tmp_path: Path) -> None:
+    inputs = torch.randn(300, 3, dtype=torch.float64)
+    with pytest.raises(ProbeError, match="probe 'ntk', step 0: max_memory is 1000 bytes; this kernel needs at least"):
+        nd.measure(network(), ["ntk:max_memory=1000"], inputs)
