@@ -61,12 +61,13 @@ def verify(path: str | Path) -> list[Finding]:
     ``path`` is the folder of a run, or a run.h5 alone. A live run may be verified; what its writer removes meanwhile is
     no finding.
 
-    Raises: MissingRecording, DamagedRecording: there is no run.
+    Raises: MissingRecording, DamagedRecording: there is no run.  NewerRecording: it is of a later version.
+        StorageError: run.json cannot be read.
     """
     folder = Path(path) if Path(path).is_file() else _folder(path)
     findings = [
         Finding(entry, str(problem), harmless=False)
-        for entry, problem in examine(recording_files(folder)).items()
+        for entry, problem in _examined(folder).items()
         if problem is not None and not isinstance(problem, MissingRecording)
     ]
     if folder.is_file():
@@ -76,10 +77,8 @@ def verify(path: str | Path) -> list[Finding]:
     except FileNotFoundError:
         there = (folder / "run.h5").exists()
         findings.append(Finding(folder / "run.json", f"{folder / 'run.json'} is missing", harmless=there))
-    except NtkdynError as error:
+    except DamagedRecording as error:
         findings.append(Finding(folder / "run.json", str(error), harmless=False))
-        if isinstance(error, NewerRecording):
-            return findings
     owner = owner_of(folder)
     try:
         refuse_locked(folder)
@@ -122,12 +121,7 @@ def repair_locked(folder: Path) -> tuple[str, ...]:
     Raises: NewerRecording: before anything is touched.
     """
     done = []
-    with suppress(FileNotFoundError, DamagedRecording):
-        read_manifest(folder)
-    problems = examine(recording_files(folder))
-    for problem in problems.values():
-        if isinstance(problem, NewerRecording):
-            raise problem
+    problems = _examined(folder)
     for entry in temporaries(folder):
         files.unlink(entry)
         done.append(f"{entry.relative_to(folder)}: removed, a writer was killed while it wrote")
@@ -146,6 +140,20 @@ def repair_locked(folder: Path) -> tuple[str, ...]:
         files.unlink(entry)
         done.append(f"{entry.relative_to(folder)}: removed, all its rows are in another file too")
     return tuple(done)
+
+
+def _examined(folder: Path) -> dict[Path, NtkdynError | None]:
+    """The problem of each file of a run, None for sound ones.
+
+    Raises: NewerRecording: the manifest or a file is of a later version, so that nothing can be said about damage.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError, DamagedRecording):
+        read_manifest(folder)
+    problems = examine(recording_files(folder))
+    for problem in problems.values():
+        if isinstance(problem, NewerRecording):
+            raise problem
+    return problems
 
 
 def _folder(path: str | Path) -> Path:

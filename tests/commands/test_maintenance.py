@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -137,6 +138,17 @@ def test_a_packed_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert status == 1
     assert "is damaged" in out
     assert len(err.splitlines()) == 1
+
+
+def test_a_run_of_a_later_format_is_not_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(tmp_path / "run").close()
+    with h5py.File(tmp_path / "run" / "run.h5", "r+") as file:
+        file.attrs["format"] = "ntkdyn recording 12"
+    for path in (tmp_path / "run", tmp_path / "run" / "run.h5"):
+        status, out, err = command(capsys, "verify", path)
+        assert (status, out) == (1, "")
+        assert "update ntkdyn" in err
+        assert "repair" not in err
 
 
 @pytest.mark.parametrize("name", ["verify", "repair", "pack"])
