@@ -106,3 +106,22 @@ def test_equal_segments_are_equal_bytes() -> None:
                 fill(file, [Block(declaration, [3], [0.5], {"x": rows}, {})], {}, lambda: None)
                 images.append(hdf5.image(file))
     assert len(set(images)) == 1
+
+
+def test_json_at_its_limits() -> None:
+    deep: object = 1
+    for _ in range(100):
+        deep = [deep]
+    assert segment.load_json(segment.dump_json(deep)) == deep
+    with pytest.raises(ConfigurationError, match="more than 100 levels"):
+        segment.dump_json([deep])
+    with pytest.raises(ValueError, match="nested too deeply"):
+        segment.load_json(json.dumps([deep]))
+    with pytest.raises(ConfigurationError, match="4300 digits"):
+        segment.dump_json({"a": 10**5000})
+    with pytest.raises(ValueError, match="4300 digits"):
+        segment.load_json("1" * 5000)
+    # What os.fsdecode makes of a file name in Latin 1.
+    text = segment.dump_json("m\udcfcde/\ud800")
+    assert text.isascii()
+    assert segment.load_json(text) == "m\udcfcde/\ud800"
