@@ -137,7 +137,8 @@ def _put_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, An
         elif isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
             item.attrs[key] = value
         elif isinstance(value, str):
-            item.attrs[key] = value.replace("\0", "")
+            # HDF5 takes no halves of surrogate pairs; our own reader has them from the JSON.
+            item.attrs[key] = value.replace("\0", "").encode(errors="backslashreplace").decode()
         else:
             item.attrs[key] = dump_json(value)
 

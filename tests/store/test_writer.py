@@ -107,6 +107,13 @@ def test_secrets_are_masked(tmp_path: Path) -> None:
     assert first["command"] == "ntkdyn record x --set api_key=*** --set width=3"
 
 
+def test_a_command_that_is_no_utf8(tmp_path: Path) -> None:
+    command = os.fsdecode("ntkdyn record möde.py".encode("latin-1"))
+    RunWriter(tmp_path / "run", {"command": command}).close()
+    for path in (tmp_path / "run", tmp_path / "run" / "run.h5"):
+        assert RunReader.open(path).manifest["command"] == command
+
+
 def test_manifest_with_nan_is_valid_json(tmp_path: Path) -> None:
     recording = RunWriter(tmp_path / "run", {})
     recording.close(results={"gap": float("nan"), "best": float("-inf")}, pack=False)
