@@ -76,6 +76,10 @@ class DamagedRecording(NtkdynError, OSError):
     """A file is not a recording of ntkdyn, or its content does not match its checksums."""
 
 
+class EditedManifest(DamagedRecording):
+    """run.json can be read, but is not what ntkdyn wrote: it was edited, or a byte of it has flipped."""
+
+
 class NewerRecording(NtkdynError, ValueError):
     """A later version of ntkdyn wrote the recording; nothing in it was touched."""
 

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from .configuration import configure, parse_assignment, parse_value
-from .errors import ConfigurationError, NtkdynError, RecordingExists
+from .errors import ConfigurationError, DamagedRecording, EditedManifest, NtkdynError, RecordingExists
 from .experiment import run_experiment
 from .plugins import load_experiment
 from .progress import progress_bar
 from .store.files import make_folder, publish, replace
+from .store.manifest import read_manifest
 
 FORMAT = "ntkdyn-sweep-1"
 
@@ -244,14 +245,18 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
 
 
 def run_status(folder: Path) -> str | None:
-    """Status in a run's manifest: "finished", "running", …; None where there is no run."""
+    """Status in a run's manifest: "finished", "running", …; None where there is no run.
+
+    Raises: EditedManifest: training it again because of an edit would be for its owner to decide.  NewerRecording.
+    """
     try:
-        manifest = json.loads((folder / "run.json").read_bytes())
+        status = read_manifest(folder).get("status")
     except FileNotFoundError:
         return "unfinished" if folder.exists() else None
-    except ValueError:
+    except EditedManifest:
+        raise
+    except DamagedRecording:
         return "damaged"
-    status = manifest.get("status")
     return status if isinstance(status, str) else "damaged"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ntkdyn.cli import cli, main
+from ntkdyn.store.manifest import encode_manifest, read_manifest
 
 SMALL = ["--set", "width=8", "--set", "depth=2", "--set", "epochs=8", "--set", "pairs=256", "--set", "test_pairs=100"]
 SMALL += ["--set", "latest_start=2", "--set", "ramp_epochs=2", "--set", "settle_epochs=1", "--set", "probe_per_class=2"]
@@ -222,8 +223,7 @@ def test_sweep_is_restartable(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "3 runs finished" in text
     plan = json.loads((out / "sweep.json").read_bytes())["plan"]
     victim = out / next(row["run"] for row in plan if row["kind"] == "arm")
-    manifest = json.loads((victim / "run.json").read_bytes())
-    (victim / "run.json").write_text(json.dumps(manifest | {"status": "running"}))
+    (victim / "run.json").write_bytes(encode_manifest(read_manifest(victim) | {"status": "running"}))
     code, text, error = run(capsys, *arguments, "--jobs", "1")
     assert code == 0, error
     assert "1 runs finished, 2 kept" in text

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DamagedRecording, MissingRecording, UndefinedMeasure, UnknownName
+from ..errors import DamagedRecording, EditedManifest, MissingRecording, UndefinedMeasure, UnknownName
 from ..plugins import load_study
 from ..store import files
 from ..store.manifest import read_manifest
@@ -49,6 +49,7 @@ class Sweep:
 
         Args: as in ``Run.open``; the files of all runs are validated together when the first is read.
         Raises: MissingRecording: there is nothing.  DamagedRecording: no sweep, or a plan that is none.
+            EditedManifest: run.json of a run differs from its checksum.
         """
         folder = Path(path)
         if not folder.exists():
@@ -161,6 +162,9 @@ class _LazyRuns(Mapping[str, Run]):
 def _finished_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = read_manifest(folder)
+    except EditedManifest:
+        # Its results are there; a table without them would be read as complete.
+        raise
     except OSError:  # missing, damaged, or not to be read; one of a later format is said
         return None
     return manifest if manifest.get("status") == "finished" else None

@@ -1,13 +1,18 @@
-"""run.json: how it is read, what is masked in it, and what must be the same when a run is continued."""
+"""run.json: how it is read and written, what is masked in it, and what must be the same when a run is continued.
+
+Its entry ``crc32`` covers all others, as ``dump_json`` writes them: a flipped byte of JSON is often JSON again, with
+another result, seed or setting in it. Layout and escapes are free. Manifests of before have no such entry.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigurationError, DamagedRecording
+from ..errors import ConfigurationError, DamagedRecording, EditedManifest
 from . import files
 from .metadata import dump_json, load_json
 from .segment import refuse_newer
@@ -17,12 +22,32 @@ _SECRET_IN_COMMAND = re.compile(r"([^\s=]*(?:token|secret|password|key)[^\s=]*[=
 _MASK = "***"
 _MOST_DIFFERENCES = 5
 _MANIFEST_BYTES = 64 * 2**20
+_CHECKSUM = "crc32"
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return run.json of a folder as a mapping.
+def encode_manifest(entries: Mapping[str, Any]) -> bytes:
+    """The content of run.json, with its checksum.
 
-    Raises: DamagedRecording: no JSON mapping, or absurdly large.  NewerRecording.  FileNotFoundError.
+    Raises: ConfigurationError: a value that JSON cannot hold, or an entry that has the name of the checksum.
+    """
+    if _CHECKSUM in entries:
+        raise ConfigurationError(
+            f"manifest: found an entry {_CHECKSUM!r}, expected others, as this is where run.json keeps its checksum; "
+            "rename it"
+        )
+    return dump_json({**entries, _CHECKSUM: _checksum(entries)}, indent=1).encode()
+
+
+def _checksum(entries: Mapping[str, Any]) -> int:
+    return zlib.crc32(dump_json(entries).encode())
+
+
+def read_manifest(path: Path, *, edited: bool = False) -> dict[str, Any]:
+    """Return run.json of a folder as a mapping, without its checksum.
+
+    Args: edited: also one that differs from its checksum.
+    Raises: DamagedRecording: no JSON mapping, or absurdly large.  EditedManifest: it differs from its checksum.
+        NewerRecording.  FileNotFoundError.
     """
     target = path / "run.json"
     problem = None
@@ -40,6 +65,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if problem is not None:
         raise DamagedRecording(f"{target} is damaged: found {problem}; restore it from a copy")
     refuse_newer(target, manifest.get("format"))
+    if _CHECKSUM in manifest:
+        expected, found = manifest.pop(_CHECKSUM), _checksum(manifest)
+        if found != expected and not edited:
+            raise EditedManifest(
+                f"{target} is not what ntkdyn wrote: found CRC {found} of its entries, expected {_short(expected)}, as "
+                "after an edit by hand or a flipped byte; if its entries are right, accept them by ntkdyn repair "
+                f"{path}, else restore it from a copy"
+            )
     return dict(manifest)
 
 
@@ -79,14 +112,19 @@ def refuse_differences(path: Path, recorded: Mapping[str, Any], now: Mapping[str
 
     Raises: ConfigurationError: names what differs, with both values.
     """
-    safe = without_secrets(now)
-    found = [text for name in names for text in _differences(name, recorded.get(name), safe.get(name))]
+    found = differences(recorded, without_secrets(now), names)
     if found:
-        more = f" and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""
         raise ConfigurationError(
-            f"{path} holds a run of another configuration: {'; '.join(found[:_MOST_DIFFERENCES])}{more}; nothing was "
-            "touched; resume with the same settings, or choose another folder"
+            f"{path} holds a run of another configuration: {found}; nothing was touched; resume with the same "
+            "settings, or choose another folder"
         )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> str:
+    """In words the first few entries that differ between two manifests, "" where none does."""
+    found = [text for name in names for text in _differences(name, before.get(name), now.get(name))]
+    more = f" and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""
+    return "; ".join(found[:_MOST_DIFFERENCES]) + more
 
 
 def _differences(name: str, recorded: Any, now: Any) -> Iterator[str]:

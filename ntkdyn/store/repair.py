@@ -2,25 +2,26 @@
 
 Temporaries of killed writers go. Damaged files move into ``DIR/quarantine``. Segments of which every row is also in
 run.h5 or in a merged segment go, as they would have gone had compaction or packing not been interrupted. A run.json
-that cannot be read is made again from what the other files hold.
+that cannot be read is made again from what the other files hold; one that can, but differs from its checksum, is
+accepted as it stands and named, because only people know whether they have edited it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from ..errors import DamagedRecording, MissingRecording, NewerRecording, NtkdynError
+from ..errors import DamagedRecording, EditedManifest, MissingRecording, NewerRecording, NtkdynError
 from . import files
 from .lock import NAME as LOCK
 from .lock import Lock, owner_of, refuse_locked
-from .manifest import read_manifest, resumed_after
-from .metadata import dump_json
+from .manifest import differences, encode_manifest, read_manifest, resumed_after
 from .reader import Source
 from .segment import FORMAT, Array, Declaration, opened
 from .verify import examine
@@ -72,12 +73,15 @@ def verify(path: str | Path) -> list[Finding]:
     ]
     if folder.is_file():
         return findings
+    manifest: Mapping[str, object] | None = {}
     try:
-        read_manifest(folder)
+        manifest = read_manifest(folder)
+        resumed_after(manifest)
     except FileNotFoundError:
         there = (folder / "run.h5").exists()
         findings.append(Finding(folder / "run.json", f"{folder / 'run.json'} is missing", harmless=there))
     except DamagedRecording as error:
+        manifest = None
         findings.append(Finding(folder / "run.json", str(error), harmless=False))
     owner = owner_of(folder)
     try:
@@ -87,6 +91,9 @@ def verify(path: str | Path) -> list[Finding]:
     if owner is not None:
         findings.append(Finding(folder / LOCK, f"{folder / LOCK}: its owner has ended", harmless=True))
     findings += [Finding(one, f"{one}: its writer was killed", harmless=True) for one in temporaries(folder)]
+    if manifest is None:
+        # What is redundant depends on where the run was resumed.
+        return findings
     damaged = {finding.path for finding in findings}
     sound = [entry for entry in recording_files(folder) if entry not in damaged]
     findings += [
@@ -108,7 +115,7 @@ def repair(path: str | Path, *, unlock: bool = False) -> tuple[str, ...]:
         done = list(repair_locked(folder))
         manifest = read_manifest(folder)
         if manifest.get("status") == "running":
-            files.publish(folder / "run.json", dump_json({**manifest, "status": "interrupted"}, indent=1).encode())
+            files.publish(folder / "run.json", encode_manifest({**manifest, "status": "interrupted"}))
             done.append(f"{folder / 'run.json'}: status is interrupted now, its writer has ended")
     finally:
         lock.release()
@@ -130,12 +137,11 @@ def repair_locked(folder: Path) -> tuple[str, ...]:
             target = _quarantine(folder, entry)
             done.append(f"{entry.relative_to(folder)}: moved to {target.relative_to(folder)}, {problem}")
     try:
-        read_manifest(folder)
+        resumed_after(read_manifest(folder))
     except FileNotFoundError:
         done.append(_manifest_again(folder, "was missing"))
     except DamagedRecording as error:
-        _quarantine(folder, folder / "run.json")
-        done.append(_manifest_again(folder, f"was moved to {QUARANTINE}, {error}"))
+        done.append(_mended_manifest(folder, error))
     for entry in _redundant(folder, recording_files(folder)):
         files.unlink(entry)
         done.append(f"{entry.relative_to(folder)}: removed, all its rows are in another file too")
@@ -179,6 +185,28 @@ def _quarantine(folder: Path, entry: Path) -> Path:
     return target
 
 
+def _mended_manifest(folder: Path, problem: DamagedRecording) -> str:
+    """Publish a run.json that can be read in place of a damaged one."""
+    if isinstance(problem, EditedManifest):
+        manifest = read_manifest(folder, edited=True)
+        with suppress(DamagedRecording):
+            resumed_after(manifest)
+            files.publish(folder / "run.json", encode_manifest(manifest))
+            return f"run.json: accepted as it stands, not as ntkdyn wrote it; {_against_packed(folder, manifest)}"
+    _quarantine(folder, folder / "run.json")
+    return _manifest_again(folder, f"was moved to {QUARANTINE}, {problem}")
+
+
+def _against_packed(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """In words how a manifest differs from that in run.h5."""
+    packed = folder / "run.h5"
+    kept = Source.open(packed).facts.get("manifest") if packed.exists() else None
+    if not isinstance(kept, Mapping):
+        return "no other file holds its entries"
+    found = differences(kept, manifest, dict.fromkeys([*kept, *manifest]))
+    return f"against run.h5 {found}" if found else "run.h5 has the same entries"
+
+
 def _manifest_again(folder: Path, what: str) -> str:
     """Publish a run.json made from run.h5, or from what the segments say of their branch."""
     branch: tuple[int, ...] = ()
@@ -193,7 +221,7 @@ def _manifest_again(folder: Path, what: str) -> str:
             origin = "from run.h5"
     if branch and len(branch) > len(manifest.get("branches") or ()):  # type: ignore[arg-type]
         manifest["branches"] = [{"after": step} for step in branch]
-    files.publish(folder / "run.json", dump_json(manifest, indent=1).encode())
+    files.publish(folder / "run.json", encode_manifest(manifest))
     return f"run.json: {what}; made again {origin}"
 
 
