@@ -10,7 +10,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import ConfigurationError, DamagedRecording, MissingRecording, ProbeError, RecordingExists, ShapeError
+from ..errors import (
+    ConfigurationError,
+    DamagedRecording,
+    EditedManifest,
+    MissingRecording,
+    ProbeError,
+    RecordingExists,
+    ShapeError,
+)
 from ..probe import Bands, Field
 from . import files
 from .bands import BandedRow
@@ -26,7 +33,7 @@ from .block import Block
 from .declare import declared
 from .lock import NAME as LOCK
 from .lock import Lock, refuse_locked
-from .manifest import read_manifest, refuse_differences, without_secrets
+from .manifest import encode_manifest, read_manifest, refuse_differences, without_secrets
 from .metadata import dump_json
 from .outbox import Outbox
 from .reader import RunReader
@@ -72,7 +79,7 @@ class RunWriter:
             "results": {},
             **without_secrets(manifest),
         }
-        dump_json(fresh)
+        encode_manifest(fresh)
         if after is None:
             self._lock = self._claim(fresh)
             self.manifest: dict[str, Any] = fresh
@@ -88,7 +95,7 @@ class RunWriter:
         try:
             refuse_occupied(self.path, locked=True)
             try:
-                files.claim(self.path / "run.json", dump_json(manifest, indent=1).encode())
+                files.claim(self.path / "run.json", encode_manifest(manifest))
             except FileExistsError as error:
                 raise RecordingExists(
                     f"{self.path} was taken by another run just now; nothing was touched; choose another folder"
@@ -108,8 +115,13 @@ class RunWriter:
             from .repair import repair_locked
 
             # Before the repair, which changes the folder; a manifest that has to be made again is compared after it.
-            with suppress(FileNotFoundError, DamagedRecording):
+            try:
                 refuse_differences(self.path, read_manifest(self.path), fresh, same)
+            except EditedManifest:
+                # The repair would accept it, and nobody would have been asked.
+                raise
+            except (FileNotFoundError, DamagedRecording):
+                pass
             self.repaired = repair_locked(self.path)
             reader = RunReader.open(self.path)
             refuse_differences(self.path, reader.manifest, fresh, same)
@@ -136,7 +148,7 @@ class RunWriter:
                 "branches": [*reader.manifest.get("branches", ()), branch],
             }
             files.make_folder(self.path / "segments")
-            files.publish(self.path / "run.json", dump_json(manifest, indent=1).encode())
+            files.publish(self.path / "run.json", encode_manifest(manifest))
         except BaseException:
             lock.release()
             raise
@@ -234,7 +246,7 @@ class RunWriter:
         """Merge entries into run.json, atomically; a refusing disk is warned of and tried again."""
         self._refuse_child()
         merged = {**self.manifest, **without_secrets(entries)}
-        content = dump_json(merged, indent=1).encode()
+        content = encode_manifest(merged)
         self.manifest = merged
         self._outbox.set_manifest(content)
 
