@@ -76,6 +76,10 @@ class DamagedRecording(NtkdynError, OSError):
     """A file is not a recording of ntkdyn, or its content does not match its checksums."""
 
 
+class ReplacedFile(DamagedRecording):
+    """Another file has taken the place of one that was checked."""
+
+
 class EditedManifest(DamagedRecording):
     """run.json can be read, but is not what ntkdyn wrote: it was edited, or a byte of it has flipped."""
 

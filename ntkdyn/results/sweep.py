@@ -13,7 +13,7 @@ from ..plugins import load_study
 from ..store import files
 from ..store.manifest import read_manifest
 from ..store.reader import files_of
-from ..store.verify import MAX_BYTES, MAX_RATIO, is_own, validate
+from ..store.verify import MAX_BYTES, MAX_RATIO, validate
 from .run import Run
 
 if TYPE_CHECKING:
@@ -144,12 +144,12 @@ class _LazyRuns(Mapping[str, Run]):
 
     def __getitem__(self, name: str) -> Run:
         if name not in self._opened:
-            if not self._trusted:
-                strange = [file for path in self._paths.values() for file in files_of(path) if not is_own(file)]
-                validate(strange, max_bytes=self._max_bytes, max_ratio=self._max_ratio)
-                self._trusted = True
-            path = self._paths[name]
-            self._opened[name] = Run.open(path, trusted=True, max_bytes=self._max_bytes, max_ratio=self._max_ratio)
+            if not (self._trusted or self._opened):
+                paths = [file for path in self._paths.values() for file in files_of(path)]
+                validate(paths, max_bytes=self._max_bytes, max_ratio=self._max_ratio)
+            self._opened[name] = Run.open(
+                self._paths[name], trusted=self._trusted, max_bytes=self._max_bytes, max_ratio=self._max_ratio
+            )
         return self._opened[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -9,22 +9,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import h5py
 import numpy as np
 
-from ..errors import DamagedRecording, MissingRecording, UnknownName, UntrustedFile
+from ..errors import DamagedRecording, MissingRecording, ReplacedFile, UnknownName, UntrustedFile
 from ..probe import Field
 from . import files
 from .bands import checked_bands, is_read_in_bands
 from .manifest import read_manifest, resumed_after
 from .metadata import dump_json
-from .segment import Array, Declaration, get_array, get_axis, get_declarations, get_recording, opened
-from .verify import MAX_BYTES, MAX_RATIO, is_own, validate
+from .segment import Array, Declaration, Identity, get_array, get_axis, get_declarations, get_recording, opened
+from .verify import MAX_BYTES, MAX_RATIO, is_own, refuse_replaced, validate
 
 _ATTEMPTS = 30
+_REPLACEMENTS = 3
 _Result = TypeVar("_Result")
 
 
@@ -35,6 +39,7 @@ class Source:
     Attributes:
         branch: steps after which the run was resumed, up to the resumption that this file belongs to; () at first.
         facts: what else stands in its JSON: manifest of a run.h5; level, costs and elapsed of a segment.
+        identity: what must be found where the file is opened again; None where it is trusted.
     """
 
     path: Path
@@ -43,10 +48,19 @@ class Source:
     statics: frozenset[str]
     branch: tuple[int, ...]
     facts: Mapping[str, Any]
+    identity: Identity | None = None
 
     @staticmethod
-    def open(path: Path) -> Source:
-        with opened(path) as file:
+    def open(path: Path, accept: Callable[[Path, Identity], None] | None = None) -> Source:
+        """Read what a file declares; with ``accept`` it is called before that, and raises to refuse the file."""
+        found: list[Identity] = []
+
+        def note(identity: Identity) -> None:
+            if accept is not None:
+                accept(path, identity)
+                found.append(identity)
+
+        with opened(path, note) as file:
             recording = get_recording(file, path)
             declarations = get_declarations(recording)
             axes = {group: get_axis(file, path, entry) for group, entry in declarations.items() if entry.stepped}
@@ -63,7 +77,15 @@ class Source:
                 for group, (count, seconds, size) in dict(recording.get("costs", {})).items()
             }
             facts = {**recording, "costs": costs, "elapsed": float(recording.get("elapsed", 0.0))}
-            return Source(path, declarations, axes, statics, branch, facts)
+            return Source(path, declarations, axes, statics, branch, facts, *found)
+
+    def opened(self) -> AbstractContextManager[h5py.File]:
+        """Open the file again.  Raises: ReplacedFile: there is another in its place.  As ``segment.opened``."""
+        return opened(self.path, self._refuse_other)
+
+    def _refuse_other(self, identity: Identity) -> None:
+        if self.identity not in (None, identity):
+            raise ReplacedFile(f"{self.path} was replaced or changed while it was read; open the recording again")
 
     def rows_behind(self, branches: tuple[int, ...]) -> float:
         """Last step of this file that later resumptions leave valid, infinity where there are none."""
@@ -139,6 +161,10 @@ class RunReader:
                 if attempt and action != self._load:
                     self._load()
                 return action()
+            except ReplacedFile:
+                # As packing and pruning do with run.h5; the new file is checked before it is read.
+                if attempt >= _REPLACEMENTS:
+                    raise
             except FileNotFoundError:
                 # Where the recording itself is gone, listing says so in words. Packing removes segments one by one
                 # for a while, so the next listing may again name one that is about to go.
@@ -148,9 +174,11 @@ class RunReader:
 
     def _load(self) -> None:
         paths = files_of(self.path)
+        accept = None
         if not self._trusted:
             validate(paths, max_bytes=self._max_bytes, max_ratio=self._max_ratio)
-        sources = [Source.open(path) for path in paths]
+            accept = partial(refuse_replaced, max_bytes=self._max_bytes, max_ratio=self._max_ratio)
+        sources = [Source.open(path, accept) for path in paths]
         if self.path.is_dir() and (self.path / "run.json").exists():
             manifest: Mapping[str, Any] = read_manifest(self.path)
         else:
@@ -289,7 +317,7 @@ class RunReader:
             steps = source.axes[entry.group][0].tolist()
             # HDF5 takes rising rows only, each once.
             rows = sorted({wanted[position].row for position in positions})
-            with opened(source.path) as file:
+            with source.opened() as file:
                 data = get_array(file, source.path, entry, field, steps, rows)
             at = {row: index for index, row in enumerate(rows)}
             found[positions] = data[[at[wanted[position].row] for position in positions]]
@@ -341,7 +369,7 @@ class RunReader:
             present = [(name, entry, field) for name, entry, field in wanted if entry.group in source.declarations]
             if not present:
                 continue
-            with opened(source.path) as file:
+            with source.opened() as file:
                 for name, entry, field in present:
                     if entry.is_static(field):
                         if name in source.statics and name not in arrays:
@@ -362,7 +390,11 @@ class RunReader:
         return arrays
 
     def _check_size(self, name: str, size: int) -> None:
-        if size > self._max_bytes and not self._trusted and not all(is_own(source.path) for source in self.sources):
+        if (
+            size > self._max_bytes
+            and not self._trusted
+            and not all(source.identity is not None and is_own(source.identity) for source in self.sources)
+        ):
             raise UntrustedFile(
                 f"{self.path} at {name!r}: found {size} bytes in all steps, expected at most {self._max_bytes}; "
                 f"open with max_bytes={size} if you know the file"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from .lock import NAME as LOCK
 from .lock import Lock, owner_of, refuse_locked
 from .manifest import differences, encode_manifest, read_manifest, resumed_after
 from .reader import Source
-from .segment import FORMAT, Array, Declaration, opened
-from .verify import examine
+from .segment import FORMAT, Array, Declaration
+from .verify import MAX_BYTES, MAX_RATIO, examine, refuse_replaced
 
 QUARANTINE = "quarantine"
 SUPERSEDED = "superseded"
@@ -200,7 +201,7 @@ def _mended_manifest(folder: Path, problem: DamagedRecording) -> str:
 def _against_packed(folder: Path, manifest: Mapping[str, Any]) -> str:
     """In words how a manifest differs from that in run.h5."""
     packed = folder / "run.h5"
-    kept = Source.open(packed).facts.get("manifest") if packed.exists() else None
+    kept = _source(packed).facts.get("manifest") if packed.exists() else None
     if not isinstance(kept, Mapping):
         return "no other file holds its entries"
     found = differences(kept, manifest, dict.fromkeys([*kept, *manifest]))
@@ -213,7 +214,7 @@ def _manifest_again(folder: Path, what: str) -> str:
     manifest: dict[str, object] = {"format": FORMAT, "status": "interrupted", "results": {}}
     origin = "without configuration and results, which nothing else holds"
     for entry in recording_files(folder):
-        source = Source.open(entry)
+        source = _source(entry)
         if len(source.branch) > len(branch):
             branch = source.branch
         if source.facts.get("manifest"):
@@ -225,9 +226,13 @@ def _manifest_again(folder: Path, what: str) -> str:
     return f"run.json: {what}; made again {origin}"
 
 
+def _source(path: Path) -> Source:
+    return Source.open(path, partial(refuse_replaced, max_bytes=MAX_BYTES, max_ratio=MAX_RATIO))
+
+
 def _redundant(folder: Path, paths: list[Path]) -> list[Path]:
     """Segments of which every row and static array is in run.h5, among the superseded rows, or in a larger segment."""
-    sources = [Source.open(path) for path in paths]
+    sources = [_source(path) for path in paths]
     manifest = read_manifest(folder) if (folder / "run.json").exists() else {}
     branches = max((tuple(resumed_after(manifest)), *(source.branch for source in sources)), key=len)
     kept: set[Hashable] = set()
@@ -250,7 +255,7 @@ def _count(source: Source) -> int:
 def _rows(source: Source, branches: tuple[int, ...]) -> Iterator[Hashable]:
     """What a file holds, by content: rows of the same step, branch and CRCs are the same."""
     last = source.rows_behind(branches)
-    with opened(source.path) as file:
+    with source.opened() as file:
         for entry in source.declarations.values():
             crcs = {field.name: _crcs(file, entry, field.name) for field in entry.fields.values()}
             steps = source.axes[entry.group][0].tolist() if entry.stepped else []

@@ -13,9 +13,11 @@ The CRC32 of a row covers its path, dims, shape, dtype, step and bytes; packing 
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import DamagedRecording, NewerRecording, NtkdynError
+from ..errors import DamagedRecording, NewerRecording, NtkdynError, UntrustedFile
 from ..probe import Field
 from . import hdf5, triangle
 from .metadata import dump_json, load_json
@@ -154,24 +156,40 @@ def is_packed(dataset: h5py.Dataset) -> bool:
     return _PACKED in dataset.attrs
 
 
+# What tells a file from one that has taken its place: device, inode, size, times of content and inode in ns.
+Identity = tuple[int, int, int, int, int]
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """The identity of a file, by the status of the path or, where it is to be read, of its descriptor."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # Opening a FIFO would wait for somebody who writes into it.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path, accept: Callable[[Identity], object] | None = None) -> Iterator[h5py.File]:
     """Open a file of a recording for reading; whatever HDF5 finds wrong in it becomes DamagedRecording.
 
     FileNotFoundError passes, because a live folder changes under its readers.
+
+    Args: accept: called with the identity of what has been opened before any of it is read; raises to refuse it.
+    Raises: DamagedRecording.  UntrustedFile: a FIFO or device.
     """
     try:
-        # No HDF5 lock: files are immutable once published, and locking fails on many network mounts.
         with ExitStack() as stack:
-            try:
-                file = h5py.File(path, "r", locking=False)
-            except OSError as error:
-                # HDF5 refuses to open a file twice in one process with different lock settings, as when
-                # xarray.open_datatree has it open with its own; a Python file object has none.
-                if "locking flag" not in str(error):
-                    raise
-                file = h5py.File(stack.enter_context(path.open("rb")), "r")
-            yield stack.enter_context(file)
+            content = stack.enter_context(open(path, "rb", opener=_without_waiting))
+            status = os.fstat(content.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UntrustedFile(f"{path}: found no regular file, expected a file of a recording; remove it")
+            if accept is not None:
+                accept(identity_of(status))
+            # By this descriptor, as the path may name another file by now. It has no HDF5 lock either: files are
+            # immutable once published, and locking fails on many network mounts.
+            yield stack.enter_context(h5py.File(content, "r"))
     except (FileNotFoundError, NtkdynError):
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, AttributeError) as error:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError, DamagedRecording, MissingRecording, ShapeError
+from ..errors import ConfigurationError, DamagedRecording, MissingRecording, ReplacedFile, ShapeError
 from .segment import Array, get_array, opened
 from .tiles import MANIFEST, Grid, Tile, check_declared, present_tiles, read_manifest, short
-from .verify import MAX_BYTES, MAX_RATIO, validate
+from .verify import MAX_BYTES, MAX_RATIO, refuse_replaced, validate
 
 
 class TiledKernel:
@@ -190,10 +191,15 @@ class TiledKernel:
     def _load(self, tile: Tile) -> Array:
         path = self.path / "tiles" / self._grid.name(tile)
         declaration = self._grid.declaration(tile)
+        accept = None
+        if not self._trusted:
+            accept = partial(refuse_replaced, path, max_bytes=self._max_bytes, max_ratio=self._max_ratio)
         try:
-            with opened(path) as file:
+            with opened(path, accept) as file:
                 check_declared(file, path, self._grid, tile)
                 return get_array(file, path, declaration, declaration.fields["kernel"], None)
+        except ReplacedFile:
+            raise
         except DamagedRecording as error:
             raise DamagedRecording(f"{error}; or remove it and call sharded_ntk again") from error
 

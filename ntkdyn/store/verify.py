@@ -10,7 +10,6 @@ import json
 import math
 import os
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +18,26 @@ from typing import Any
 
 import h5py
 
-from ..errors import DamagedRecording, MissingRecording, NewerRecording, NtkdynError, StorageError, UntrustedFile
+from ..errors import (
+    DamagedRecording,
+    MissingRecording,
+    NewerRecording,
+    NtkdynError,
+    ReplacedFile,
+    StorageError,
+    UntrustedFile,
+)
 from .bands import checked_bands, is_read_in_bands
 from .segment import (
     EPOCH,
     STEP,
     Declaration,
+    Identity,
     get_array,
     get_axis,
     get_declarations,
     get_recording,
+    identity_of,
     opened,
     refuse_newer,
 )
@@ -57,22 +66,34 @@ _KINDS: Mapping[str, type[NtkdynError]] = {
 }
 
 # Files known to be sound, by identity: written by this process, or validated under these limits.
-_sound: dict[tuple[str, int, int, int, int], tuple[float, float]] = {}
+_sound: dict[Identity, tuple[float, float]] = {}
 
 
-def _identity(path: Path) -> tuple[str, int, int, int, int]:
-    status = path.stat()
-    return str(path.resolve()), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def remember(path: Path) -> None:
+    """Note that this process wrote a file."""
+    _sound[identity_of(path.stat())] = (0.0, 0.0)
 
 
-def remember(path: Path, *, max_bytes: float = 0.0, max_ratio: float = 0.0) -> None:
-    """Note that a file is sound; without limits: this process wrote it."""
-    _sound[_identity(path)] = (max_bytes, max_ratio)
+def is_own(identity: Identity) -> bool:
+    """Whether this process wrote a file."""
+    return _sound.get(identity) == (0.0, 0.0)
 
 
-def is_own(path: Path) -> bool:
-    """Whether this process wrote the file."""
-    return _sound.get(_identity(path)) == (0.0, 0.0)
+def _is_sound(identity: Identity, max_bytes: float, max_ratio: float) -> bool:
+    bytes_before, ratio_before = _sound.get(identity, (math.inf, math.inf))
+    return bytes_before <= max_bytes and ratio_before <= max_ratio
+
+
+def refuse_replaced(path: Path, identity: Identity, *, max_bytes: int, max_ratio: float) -> None:
+    """Refuse what has been opened if it is not what was validated; between the two anybody may have put another file.
+
+    Raises: ReplacedFile.
+    """
+    if not _is_sound(identity, max_bytes, max_ratio):
+        raise ReplacedFile(
+            f"{path} was replaced or changed between its check and its opening; open it again; on a file system that "
+            "gives files new numbers each time, copy it to another or open with trusted=True if you made the file"
+        )
 
 
 def validate(paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_ratio: float = MAX_RATIO) -> None:
@@ -93,23 +114,27 @@ def examine(
     waiting = []
     for path in found:
         try:
-            bytes_before, ratio_before = _sound.get(_identity(path), (math.inf, math.inf))
+            identity = identity_of(path.stat())
         except OSError as error:
             found[path] = MissingRecording(f"{path}: {error.strerror}; expected a file of a recording; check the path")
             continue
-        if bytes_before > max_bytes or ratio_before > max_ratio:
+        if not _is_sound(identity, max_bytes, max_ratio):
             waiting.append(path)
     while waiting:
-        for path, problem in _in_child(waiting, max_bytes, max_ratio).items():
-            found[path] = problem
+        for path, verdict in _in_child(waiting, max_bytes, max_ratio).items():
             waiting.remove(path)
-            if problem is None:
-                remember(path, max_bytes=max_bytes, max_ratio=max_ratio)
+            if isinstance(verdict, NtkdynError):
+                found[path] = verdict
+            else:
+                _sound[verdict] = (max_bytes, max_ratio)
     return found
 
 
-def _in_child(paths: Sequence[Path], max_bytes: int, max_ratio: float) -> dict[Path, NtkdynError | None]:
-    """Verdicts of one child; at least one, because a file that ends the child is blamed for it."""
+def _in_child(paths: Sequence[Path], max_bytes: int, max_ratio: float) -> dict[Path, NtkdynError | Identity]:
+    """Verdicts of one child, of sound files the identity of what it has read.
+
+    At least one, because a file that ends the child is blamed for it.
+    """
     seconds = _SECONDS + sum(path.stat().st_size for path in paths if path.exists()) / _BYTES_PER_SECOND
     request = {
         "paths": [str(path) for path in paths],
@@ -139,7 +164,7 @@ def _in_child(paths: Sequence[Path], max_bytes: int, max_ratio: float) -> dict[P
         end = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
     except subprocess.TimeoutExpired as error:
         output, complaint, end = error.stdout or b"", b"", f"no answer within {seconds:.0f} s"
-    verdicts: dict[Path, NtkdynError | None] = {}
+    verdicts: dict[Path, NtkdynError | Identity] = {}
     begun: Path | None = None
     for line in output.decode(errors="replace").splitlines():
         try:
@@ -147,9 +172,11 @@ def _in_child(paths: Sequence[Path], max_bytes: int, max_ratio: float) -> dict[P
         except ValueError:
             continue
         begun = paths[answer["file"]]
-        if "kind" in answer:
-            kind = answer["kind"]
-            verdicts[begun] = None if kind == "sound" else _KINDS[kind](answer["message"])
+        if "identity" in answer:
+            device, inode, size, modified, changed = answer["identity"]
+            verdicts[begun] = device, inode, size, modified, changed
+        elif "kind" in answer:
+            verdicts[begun] = _KINDS[answer["kind"]](answer["message"])
     if begun is None:
         reason = complaint.decode(errors="replace").strip().splitlines()[-1:] or [end]
         raise StorageError(
@@ -233,14 +260,13 @@ def _known_names(declarations: Mapping[str, Declaration]) -> set[str]:
     return known
 
 
-def check_file(path: Path, *, max_bytes: int, max_ratio: float) -> None:
-    """Check one file in this process: structure first, then every CRC.
+def check_file(path: Path, *, max_bytes: int, max_ratio: float) -> Identity:
+    """Check one file in this process: structure first, then every CRC; return the identity that it had before.
 
     Raises: UntrustedFile, DamagedRecording.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise _untrusted(path, "/", "no regular file", "a file")
-    with opened(path) as file:
+    found: list[Identity] = []
+    with opened(path, found.append) as file:
         # A later format may hold what this one refuses.
         refuse_newer(path, file.attrs.get("format"))
         total, names = 0, []
@@ -248,13 +274,14 @@ def check_file(path: Path, *, max_bytes: int, max_ratio: float) -> None:
             names.append(name)
             if isinstance(item, h5py.Dataset):
                 total += _check_dataset(item, name, path, max_bytes, max_ratio)
-        _check_ratio(total, path.stat().st_size, "/", path, max_ratio)
+        _check_ratio(total, found[0][2], "/", path, max_ratio)
         declarations = get_declarations(get_recording(file, path))
         known = _known_names(declarations)
         for name in names:
             if name not in known:
                 raise _untrusted(path, name, "an object that the recording does not declare", "declared ones only")
         check_sums(file, path, declarations)
+    return found[0]
 
 
 def check_sums(file: h5py.File, path: Path, declarations: Mapping[str, Declaration]) -> None:
@@ -311,9 +338,10 @@ def main() -> None:
 
     for number, name in enumerate(request["paths"]):
         answer({"file": number})
-        kind, message = "sound", ""
         try:
-            check_file(Path(name), max_bytes=request["max_bytes"], max_ratio=request["max_ratio"])
+            identity = check_file(Path(name), max_bytes=request["max_bytes"], max_ratio=request["max_ratio"])
+            answer({"file": number, "identity": identity})
+            continue
         except UntrustedFile as error:
             kind, message = "untrusted", str(error)
         except NewerRecording as error:

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ntkdyn.errors import DamagedRecording, MissingRecording, NtkdynError, StorageError, UntrustedFile
+from ntkdyn.errors import DamagedRecording, MissingRecording, NtkdynError, ReplacedFile, StorageError, UntrustedFile
 from ntkdyn.store import verify
 from ntkdyn.store.reader import RunReader
 from ntkdyn.store.writer import RunWriter
@@ -175,7 +175,7 @@ real = verify.check_file
 def check(path, **limits):
     if path.name == "bad.h5":
         {body}
-    real(path, **limits)
+    return real(path, **limits)
 verify.check_file = check
 verify.main()
 """
@@ -190,6 +190,117 @@ verify.main()
     assert found[paths[2]] is None
     assert isinstance(found[paths[1]], DamagedRecording)
     assert end in str(found[paths[1]])
+
+
+def hostile_copy(file: Path, target: Path) -> Path:
+    """A copy with an external link, of the same times."""
+    shutil.copy(file, target)
+    with h5py.File(target, "r+") as content:
+        content["ntk/test/extra"] = h5py.ExternalLink("/etc/passwd", "/x")
+    status = file.stat()
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return target
+
+
+@pytest.fixture
+def as_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Inodes of the files that this process gave to HDF5."""
+    inodes = []
+    real = h5py.File
+
+    def noted(content: Any, *arguments: Any, **settings: Any) -> Any:
+        if not isinstance(content, Path):
+            inodes.append(os.fstat(content.fileno()).st_ino)
+        return real(content, *arguments, **settings)
+
+    monkeypatch.setattr("ntkdyn.store.segment.h5py.File", noted)
+    return inodes
+
+
+@pytest.mark.parametrize("kind", ["hostile", "sound"])
+def test_a_swap_between_check_and_opening(
+    packed: Path, tmp_path: Path, as_stranger: Forget, monkeypatch: pytest.MonkeyPatch, as_read: list[int], kind: str
+) -> None:
+    target, other = packed / "run.h5", tmp_path / "other.h5"
+    if kind == "hostile":
+        hostile_copy(target, other)
+    else:
+        shutil.copy(target, other)
+    inode = other.stat().st_ino
+    as_stranger()
+    as_read.clear()
+    real = verify.validate
+
+    def swapped(paths: Any, **limits: Any) -> None:
+        real(paths, **limits)
+        if other.exists():
+            os.replace(other, target)
+
+    monkeypatch.setattr("ntkdyn.store.reader.validate", swapped)
+    # The other file is checked as the first was; before that nothing of it reaches HDF5 in this process.
+    if kind == "hostile":
+        with pytest.raises(UntrustedFile, match="ExternalLink"):
+            RunReader.open(packed)
+        assert as_read == []
+    else:
+        assert RunReader.open(packed).read("ntk/test/kernel").shape == (3, 6, 6)
+        assert set(as_read) == {inode}
+
+
+@pytest.mark.parametrize("how", ["replaced", "in place"])
+def test_a_swap_between_opening_and_reading(
+    packed: Path, tmp_path: Path, as_stranger: Forget, as_read: list[int], how: str
+) -> None:
+    target = packed / "run.h5"
+    times = target.stat().st_atime_ns, target.stat().st_mtime_ns
+    hostile = hostile_copy(target, tmp_path / "hostile.h5")
+    as_stranger()
+    reader, lazy = RunReader.open(packed), RunReader.open(packed)
+    trusted = RunReader.open(packed, trusted=True)
+    if how == "replaced":
+        os.replace(hostile, target)
+    else:
+        # Of the same size and time; only the time of the inode tells.
+        content = bytearray(hostile.read_bytes())
+        size = target.stat().st_size
+        target.write_bytes(content[:size].ljust(size, b"\0"))
+        os.utime(target, ns=times)
+    as_read.clear()
+    for read in (lambda: reader.read("ntk/test/kernel"), lambda: lazy.read_row("ntk/test/kernel", 0)):
+        with pytest.raises((UntrustedFile, DamagedRecording)) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert as_read == []
+    if how == "replaced":
+        assert trusted.read("ntk/test/kernel").shape == (3, 6, 6)
+
+
+def test_a_swap_while_the_child_reads(
+    packed: Path, tmp_path: Path, as_stranger: Forget, monkeypatch: pytest.MonkeyPatch, as_read: list[int]
+) -> None:
+    script = f"""
+import sys; sys.path.append(sys.argv[1])
+import os, shutil
+from pathlib import Path
+from ntkdyn.store import verify
+real = verify.check_file
+def check(path, **limits):
+    identity = real(path, **limits)
+    shutil.copy2(path, {str(tmp_path / "next.h5")!r})
+    os.replace({str(tmp_path / "next.h5")!r}, path)
+    return identity
+verify.check_file = check
+verify.main()
+"""
+    as_stranger()
+    monkeypatch.setattr(verify, "_BOOT", script)
+    as_read.clear()
+    # Whoever swaps each time gets no file past the check.
+    with pytest.raises(ReplacedFile, match=r"run\.h5 was replaced or changed between its check and its") as caught:
+        RunReader.open(packed)
+    assert "\n" not in str(caught.value)
+    assert as_read == []
+    assert RunReader.open(packed, trusted=True).read("ntk/test/kernel").shape == (3, 6, 6)
 
 
 def test_child_that_does_not_start(packed: Path, as_stranger: Forget, monkeypatch: pytest.MonkeyPatch) -> None:
