@@ -75,7 +75,7 @@ def merge(
     with files.publishing(target) as output:
         with ExitStack() as stack:
             file = stack.enter_context(h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION))
-            origins = [stack.enter_context(opened(source.path)) for source in sources]
+            origins = [stack.enter_context(source.opened()) for source in sources]
             put_recording(file, facts)
             sums: Sums = {}
             for entry in declarations.values():

@@ -32,7 +32,6 @@ from .segment import (
     TEXT,
     Declaration,
     get_array,
-    opened,
     put_recording,
     row_crc,
     selected,
@@ -247,7 +246,7 @@ class _Packing:
     def _copy(self, present: set[str]) -> None:
         done: set[str] = set()
         for number, source in enumerate(self.reader.sources):
-            with opened(source.path) as origin:
+            with source.opened() as origin:
                 for group in source.declarations:
                     entry = self.reader.declarations[group]
                     static = [field for field in entry.fields.values() if entry.is_static(field)]

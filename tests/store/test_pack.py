@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ntkdyn.errors import DamagedRecording, StorageError
+from ntkdyn.errors import DamagedRecording, ReplacedFile, StorageError
 from ntkdyn.probe import Field
 from ntkdyn.results import Run
 from ntkdyn.store import files, pack
@@ -179,3 +181,18 @@ def test_segments_left_by_an_interrupted_packing(live: RunWriter, monkeypatch: p
     reader = RunReader.open(live.path)
     assert reader.steps("ntk/test").tolist() == [0, 4, 8]
     assert np.array_equal(reader.read("gates/test/total"), [3, 5])
+
+
+def test_a_segment_that_was_swapped_is_not_packed(
+    live: RunWriter, tmp_path: Path, as_stranger: Callable[[], None]
+) -> None:
+    as_stranger()
+    reader = RunReader.open(live.path)
+    segment = live.path / "segments" / "seg-0-000000000004-000000000004.h5"
+    shutil.copy(segment, tmp_path / "other.h5")
+    os.replace(tmp_path / "other.h5", segment)
+    names = sorted(entry.name for entry in (live.path / "segments").iterdir())
+    with pytest.raises(ReplacedFile, match=segment.name):
+        pack.pack_locked(reader)
+    assert sorted(entry.name for entry in (live.path / "segments").iterdir()) == names
+    assert not (live.path / "run.h5").exists()
