@@ -335,7 +335,7 @@ class RunReader:
         place = self.places(entry.group)[index]
         source = self.sources[place.source]
         steps = source.axes[entry.group][0].tolist()
-        with opened(source.path) as file:
+        with source.opened() as file:
             if not is_read_in_bands(file[name], field):
                 row = get_array(file, source.path, entry, field, steps, [place.row])[0]
                 return np.asarray(row[(first, *others)])
