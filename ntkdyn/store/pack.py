@@ -82,16 +82,24 @@ def pack_locked(reader: RunReader) -> Path:
     """As ``pack``, by the owner of the lock; the rows that the reader shows."""
     target = reader.path / "run.h5"
     _keep_superseded(reader)
-    with files.publishing(target) as output:
-        with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
-            sums = _Packing(file, reader, output.check).run()
-        output.sync()
-        compare_sums(output.path, sums)
+    write_packed(reader, target)
     remember(target)
     for source in reader.sources:
         if source.path != target:
             files.unlink(source.path)
     return target
+
+
+def write_packed(reader: RunReader, target: Path) -> None:
+    """Write all that a reader shows into one file, piece by piece, and compare it with the CRCs; nothing is removed.
+
+    Raises: StorageError, with ENOENT where a segment was merged away meanwhile.  DamagedRecording: a segment is.
+    """
+    with files.publishing(target) as output:
+        with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
+            sums = _Packing(file, reader, output.check).run()
+        output.sync()
+        compare_sums(output.path, sums)
 
 
 def _keep_superseded(reader: RunReader) -> None:
