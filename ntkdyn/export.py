@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import itertools
 import math
@@ -15,16 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .errors import MissingPackage, UnknownName
+from .errors import MissingPackage, StorageError, UnknownName
 from .probe import Field
 from .results import Run
 from .store.files import refuse_existing
-from .store.metadata import dump_json
 
 # Rows of one table; a spreadsheet ends far below, and a kernel has a row for each pair of samples and step.
 MAX_ROWS = 5_000_000
 # Entries of an array that become curves of their own in TensorBoard.
 MAX_CURVES = 64
+# Openings of a run in progress whose segments are merged while they are read.
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ def export(run: Run, to: str, out: Path) -> Export:
 
     ``csv`` and ``parquet``: a folder of tables. ``<group>`` has the scalars of a group, a row for each step; every
     other array has a table of its own, a row for each number: step, epoch, the coordinate or index on each axis, value.
-    Arrays of more than 5,000,000 numbers are left out. ``netcdf``: one file with a group for each group of the run,
-    which ``xarray.open_datatree`` reads. ``tensorboard``: a folder with an event file of all scalars, of arrays of
-    up to 64 numbers, and of means over more samples than that (the loss), against the step.
+    Arrays of more than 5,000,000 numbers are left out. ``netcdf``: one file with a group for each group of the run, as
+    packing writes it, which ``xarray.open_datatree`` and ``Run.open`` read. ``tensorboard``: a folder with an event
+    file of all scalars, of arrays of up to 64 numbers, and of means over more samples than that (the loss), against
+    the step.
 
     Raises: RecordingExists: there is something at ``out``; it stays.  UnknownName: no such format.
         MissingPackage: pyarrow or tensorboard; the message holds the command that installs it.
@@ -126,14 +129,16 @@ def _write_parquet(run: Run, out: Path) -> dict[str, str]:
 
 
 def _write_netcdf(run: Run, out: Path) -> dict[str, str]:
-    tree = run.to_xarray()
-    for node in tree.subtree:
-        for attributes in (node.attrs, *(variable.attrs for variable in node.variables.values())):
-            for key, value in attributes.items():
-                # The format has numbers, texts and lists of numbers.
-                if not isinstance(value, (str, int, float, np.ndarray, np.generic)) or isinstance(value, bool):
-                    attributes[key] = dump_json(value)
-    tree.to_netcdf(out, engine="h5netcdf")
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            run.to_netcdf(out)
+            return {}
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            # Its process has merged segments meanwhile.
+            run = Run.open(run.path)
+    run.to_netcdf(out)
     return {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import click
@@ -97,6 +98,41 @@ def test_netcdf_is_read_by_xarray(run: Run, tmp_path: Path) -> None:
         assert tree["ntk/test/kernel"].dims == ("step", "sample", "sample_2")
         assert tree["units/active"].coords["layer"].to_numpy().tolist() == ["first", "last"]
         assert tree["units"]["step"].to_numpy().tolist() == STEPS
+
+
+def test_netcdf_of_many_snapshots_takes_no_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 64 MiB in the product; a snapshot here is 256 KiB.
+    monkeypatch.setattr("ntkdyn.store.verify._BATCH", 2**20)
+
+    def peak(count: int) -> int:
+        writer = RunWriter(tmp_path / str(count), {})
+        writer.declare("ntk", [Field(name="features", dims=("sample", "feature"), shape=(256, 256))])
+        for step in range(count):
+            writer.commit(step, None, {"ntk": {"features": np.full((256, 256), step)}})
+        writer.close()
+        run = Run.open(tmp_path / str(count), trusted=True)
+        tracemalloc.start()
+        export(run, "netcdf", tmp_path / f"{count}.nc")
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert Run.open(tmp_path / f"{count}.nc")["ntk/features"][:, 3, 4].tolist() == list(range(count))
+        return highest
+
+    few, many = peak(8), peak(64)
+    assert many - few < 2**20  # of 14 MiB more
+    assert many < 8 * 2**20
+
+
+def test_netcdf_of_a_run_whose_segments_are_merged_meanwhile(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare("norm", [Field(name="norm", dtype="f8")])
+    for step in range(5):
+        writer.commit(step, None, {"norm": {"norm": step}})
+    run = Run.open(tmp_path / "run")
+    writer.close()
+    assert not list((tmp_path / "run" / "segments").iterdir())
+    export(run, "netcdf", tmp_path / "run.nc")
+    assert Run.open(tmp_path / "run.nc")["norm/norm"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_tensorboard_shows_curves(run: Run, tmp_path: Path) -> None:
