@@ -1,4 +1,4 @@
-"""Sweep: what becomes of its worker processes; plans and restarts are tested through the command line."""
+"""Sweep: how its runs stand, and its worker processes; plans and restarts are tested through the command line."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from ntkdyn.errors import NewerRecording
+from ntkdyn.store.segment import FORMAT
+from ntkdyn.sweep import run_status
 
 STARTER = """
 import multiprocessing, os, time
@@ -31,3 +36,28 @@ def test_workers_end_with_a_killed_sweep() -> None:
         except subprocess.TimeoutExpired:
             os.kill(worker, signal.SIGKILL)
             pytest.fail("the worker went on without its sweep")
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (None, "unfinished"),
+        ("", "damaged"),
+        ("[1]", "damaged"),
+        ('{"status": 3}', "damaged"),
+        (f'{{"format": "{FORMAT}", "status": "running"}}', "running"),
+        (f'{{"format": "{FORMAT}", "status": "finished"}}', "finished"),
+    ],
+)
+def test_how_a_run_stands(tmp_path: Path, content: str | None, status: str) -> None:
+    assert run_status(tmp_path / "run") is None
+    (tmp_path / "run").mkdir()
+    if content is not None:
+        (tmp_path / "run" / "run.json").write_text(content)
+    assert run_status(tmp_path / "run") == status
+
+
+def test_a_run_of_a_later_version_is_not_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"format": "ntkdyn recording 99", "status": "running"}')
+    with pytest.raises(NewerRecording):
+        run_status(tmp_path)
