@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .errors import MissingPackage, StorageError, UnknownName
+from .errors import ConfigurationError, MissingPackage, StorageError, UnknownName
 from .probe import Field
-from .results import Run
+from .results import Run, Sweep
 from .store.files import refuse_existing
+from .store.metadata import dump_json
 
 # Rows of one table; a spreadsheet ends far below, and a kernel has a row for each pair of samples and step.
 MAX_ROWS = 5_000_000
@@ -37,8 +38,8 @@ class Export:
     left_out: Mapping[str, str]
 
 
-def export(run: Run, to: str, out: Path) -> Export:
-    """Write all arrays of a run in another format.
+def export(source: Run | Sweep, to: str, out: Path) -> Export:
+    """Write all arrays of a run in another format, or of all finished runs of a sweep.
 
     ``csv`` and ``parquet``: a folder of tables. ``<group>`` has the scalars of a group, a row for each step; every
     other array has a table of its own, a row for each number: step, epoch, the coordinate or index on each axis, value.
@@ -47,8 +48,13 @@ def export(run: Run, to: str, out: Path) -> Export:
     file of all scalars, of arrays of up to 64 numbers, and of means over more samples than that (the loss), against
     the step.
 
+    Of a sweep: a folder in which each run has its place as in the sweep, ``arms/<settings>/<seed>``, or for netcdf
+    ``arms/<settings>/<seed>.nc``. Beside them lies ``Sweep.table``, the runs with their settings and results: as
+    ``runs.parquet`` for parquet, else as ``runs.csv``; lists and mappings in it are JSON.
+
     Raises: RecordingExists: there is something at ``out``; it stays.  UnknownName: no such format.
-        MissingPackage: pyarrow or tensorboard; the message holds the command that installs it.
+        MissingPackage: pyarrow or tensorboard; the message holds the command that installs it.  ConfigurationError: a
+        sweep without a finished run.
     """
     if to not in FORMATS:
         raise UnknownName(f"export: found no format {to!r}; there are: {', '.join(FORMATS)}")
@@ -57,13 +63,48 @@ def export(run: Run, to: str, out: Path) -> Export:
     unfinished = out.with_name(f".tmp-{os.getpid()}-{out.name}")
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     try:
-        left_out = FORMATS[to](run, unfinished)
+        if isinstance(source, Sweep):
+            left_out = _write_sweep(source, to, unfinished)
+        else:
+            left_out = FORMATS[to](source, unfinished)
         unfinished.rename(out)
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
         unfinished.unlink(missing_ok=True)
     return Export(out, left_out)
+
+
+def _write_sweep(sweep: Sweep, to: str, out: Path) -> dict[str, str]:
+    if not sweep.runs:
+        raise ConfigurationError(
+            f"export: found no finished run in {sweep.path}, expected at least one; finish the sweep, or export a run "
+            "of it by its own path"
+        )
+    out.mkdir()
+    reasons: dict[str, list[str]] = {}
+    for name, run in sweep.runs.items():
+        place = out / f"{name}.nc" if to == "netcdf" else out / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for array, reason in FORMATS[to](run, place).items():
+            reasons.setdefault(array, []).append(reason)
+    # Parquet takes no column of both numbers and texts.
+    table = sweep.table.apply(lambda column: column.map(_text) if column.dtype == object else column)
+    if to == "parquet":
+        table.to_parquet(out / "runs.parquet", index=False, engine="pyarrow")
+    else:
+        table.to_csv(out / "runs.csv", index=False)
+    left_out = {array: f"{found[0]} ({len(found)} of {len(sweep.runs)} runs)" for array, found in reasons.items()}
+    planned = len(sweep.manifest["plan"])
+    if planned > len(sweep.runs):
+        left_out[f"{planned - len(sweep.runs)} of {planned} runs"] = "not finished"
+    return left_out
+
+
+def _text(value: Any) -> str | None:
+    if value is None or value != value:
+        return None
+    return value if isinstance(value, str) else dump_json(value)
 
 
 def _tables(run: Run, left_out: dict[str, str]) -> Iterator[tuple[str, pd.DataFrame]]:

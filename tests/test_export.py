@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tracemalloc
 from pathlib import Path
@@ -15,10 +16,10 @@ import xarray as xr
 import ntkdyn.export
 from ntkdyn.cli import main
 from ntkdyn.commands.export import export as command
-from ntkdyn.errors import MissingPackage, RecordingExists, UnknownName
+from ntkdyn.errors import ConfigurationError, MissingPackage, RecordingExists, UnknownName
 from ntkdyn.export import export
 from ntkdyn.probe import Field
-from ntkdyn.results import Run
+from ntkdyn.results import Run, Sweep
 from ntkdyn.store.writer import RunWriter
 
 STEPS = [0, 5, 10]
@@ -148,6 +149,59 @@ def test_tensorboard_shows_curves(run: Run, tmp_path: Path) -> None:
     assert set(result.left_out) == {"units/total", "units/note"}
 
 
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """A trunk, two finished arms and one that is not."""
+    names = ["trunks/0123456789ab/0", "arms/123456789abc/0", "arms/123456789abc/1", "arms/23456789abcd/0"]
+    for index, name in enumerate(names):
+        (tmp_path / "starts" / name).parent.mkdir(parents=True, exist_ok=True)
+        config = {"start_epoch": index, "at": [index, 2], "head": "plain" if index else 3, "rate": None}
+        writer = RunWriter(tmp_path / "starts" / name, {"seed": int(name[-1]), "config": config})
+        fields = [Field(name="share", dtype="f8"), Field(name="large", dims=("unit",), shape=(100,))]
+        writer.declare("units", fields)
+        for step in (0, 4):
+            writer.commit(step, None, {"units": {"share": index + step / 8, "large": np.zeros(100)}})
+        results = {"accuracy": index / 4, "gap": float("nan")}
+        writer.close(status="running" if index == 3 else "finished", results=results)
+    (tmp_path / "starts" / "sweep.json").write_text(json.dumps({"plan": [{"run": name} for name in names]}))
+    return Sweep.open(tmp_path / "starts")
+
+
+@pytest.mark.parametrize("to", list(ntkdyn.export.FORMATS))
+def test_a_sweep_is_a_table_and_its_runs(sweep: Sweep, tmp_path: Path, to: str) -> None:
+    if to == "tensorboard":
+        pytest.importorskip("tensorboard")
+    result = export(sweep, to, tmp_path / "out")
+    runs = table(tmp_path / "out", "runs", "parquet" if to == "parquet" else "csv")
+    finished = ["trunks/0123456789ab/0", "arms/123456789abc/0", "arms/123456789abc/1"]
+    assert runs["run"].tolist() == finished
+    assert runs["kind"].tolist() == ["trunk", "arm", "arm"]
+    assert runs["accuracy"].tolist() == [0, 0.25, 0.5]
+    assert runs["at"].tolist() == ["[0, 2]", "[1, 2]", "[2, 2]"]
+    assert runs["head"].astype(str).tolist() == ["3", "plain", "plain"]
+    assert runs["rate"].isna().all()
+    for index, name in enumerate(finished):
+        place = tmp_path / "out" / name
+        if to in ("csv", "parquet"):
+            assert table(place, "units", to)["share"].tolist() == [index, index + 0.5]
+        elif to == "netcdf":
+            with xr.open_datatree(f"{place}.nc", engine="h5netcdf") as tree:
+                assert tree["units/share"].to_numpy().tolist() == [index, index + 0.5]
+        else:
+            assert next(place.iterdir()).name.startswith("events.out")
+    assert result.left_out.pop("1 of 4 runs") == "not finished"
+    assert list(result.left_out) == (["units/large"] if to == "tensorboard" else [])
+    assert all(reason.endswith("TensorBoard shows curves (3 of 3 runs)") for reason in result.left_out.values())
+
+
+def test_a_sweep_without_a_finished_run(tmp_path: Path) -> None:
+    (tmp_path / "starts").mkdir()
+    (tmp_path / "starts" / "sweep.json").write_text('{"plan": [{"run": "arms/0123456789ab/0"}]}')
+    with pytest.raises(ConfigurationError, match=r"found no finished run in .*starts, expected at least one"):
+        export(Sweep.open(tmp_path / "starts"), "csv", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["starts"]
+
+
 def test_nothing_is_overwritten_and_nothing_half_done_stays(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +230,7 @@ def test_the_command_offers_all_formats() -> None:
     assert list(option.type.choices) == list(ntkdyn.export.FORMATS)
 
 
-def test_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(run: Run, sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["export", str(run.path), "--to", "csv"])
     assert ended.value.code == 0
@@ -185,6 +239,12 @@ def test_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         main(["export", str(run.path), "--to", "csv"])
     assert ended.value.code == 2
     assert "run-csv exists already" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(sweep.path), "--to", "netcdf"])
+    assert ended.value.code == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(tmp_path / "starts-netcdf")
+    assert captured.err.strip() == "ntkdyn: left out 1 of 4 runs: not finished"
     with pytest.raises(SystemExit) as ended:
         main(["export", str(tmp_path / "nothing"), "--to", "netcdf"])
     assert ended.value.code == 2
