@@ -67,7 +67,7 @@ class RecorderFactory:
         checkpoint_steps: steps after which ``fit`` saves a checkpoint; the experiment's own are added when it asks for
             its recorder.
         resumed: checkpoint of this very run, from which the experiment must go on; None: begin.
-        recorder_state: what the recorder must load to continue the run in ``path``.
+        recorder_state: what the recorder must load to continue the run in ``path``, or one from which this branches.
         manifest: further entries of run.json.
         progress: show a progress bar.
         recorders: those made so far.
@@ -294,6 +294,9 @@ def run_experiment(
     factory = RecorderFactory(
         Path(path), probes, schedule, log_spaced, checkpoint_steps, manifest=manifest, progress=progress
     )
+    parent_state = None if start is None else start.extra.get("recorder")
+    if isinstance(parent_state, Mapping):
+        factory.recorder_state = initial_state(None, parent_state)
     if resume and (Path(path) / "run.json").exists():
         recorded = read_manifest(Path(path))
         refuse_differences(Path(path), recorded, manifest, ("experiment", "config", "seed"))
@@ -320,8 +323,7 @@ def _go_on(factory: RecorderFactory, run: str) -> None:
     """Let a run go on from its newest checkpoint that can be read, or begin again where it has none."""
     found = checkpoint.latest(factory.path / "checkpoints")
     if found is None:
-        # Behind step -1 lies everything.
-        factory.recorder_state = initial_state(run)
+        factory.recorder_state = initial_state(run, factory.recorder_state)
         where = "its beginning, as it has no checkpoint"
     else:
         state = found.extra.get("recorder")

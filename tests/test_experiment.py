@@ -261,7 +261,7 @@ def test_the_users_schedule_and_probes_win(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "a").steps("outputs").tolist() == [0, 4, 8, 10]
     run_experiment(Toy(), Settings(), seed=0, path=tmp_path / "b", log_spaced=3, probes=["ntk"])
     run = Run.open(tmp_path / "b")
-    assert run.groups() == ["ntk/probe"]
+    assert run.groups() == ["learning_rate", "ntk/probe"]
     assert run.steps("ntk").tolist() == [0, 1, 3, 10]
 
 

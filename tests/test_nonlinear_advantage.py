@@ -228,6 +228,10 @@ def test_recorded_steps_sets_and_fields(tmp_path: Path) -> None:
     same = trunk.steps("ntk/test").tolist().index(12)
     np.testing.assert_array_equal(arm["ntk/test/kernel"][0], trunk["ntk/test/kernel"][same])
     np.testing.assert_array_equal(arm.targets("test"), np.repeat(np.arange(10), 2))
+    # The arm's time goes on from the trunk's.
+    sums = trunk["learning_rate/sum"][np.isin(trunk.steps("learning_rate"), arm.steps("learning_rate"))]
+    assert arm["learning_rate/sum"][0] == sums[0] == pytest.approx(12 * 1e-3)
+    assert arm.attributes("learning_rate")["since_step"] == 0
     # What costs little also looks once an epoch while the gates go linear.
     assert arm.steps("units").tolist() == arm.steps("gates").tolist() == [12, 16, 20, 24, 32]
     active = arm["units/active"].sum(axis=1).tolist()

@@ -132,7 +132,7 @@ def test_watches_have_schedules_sets_and_names(tmp_path: Path) -> None:
         train(model, optimizer, 6)
     recorder.close()
     reader = RunReader.open(tmp_path / "run")
-    assert sorted(reader.groups()) == ["my_norm/a", "units"]
+    assert sorted(reader.groups()) == ["learning_rate", "my_norm/a", "units"]
     assert reader.steps("my_norm/a").tolist() == [2, 5, 7, 8]
     assert reader.steps("units").tolist() == [2, 3, 8]
     assert reader.attributes("my_norm/a")["dt_steps"] == 2
@@ -481,7 +481,7 @@ def test_a_wrong_layer_is_named(on_error: Any, tmp_path: Path, monkeypatch: pyte
     with pytest.warns(RuntimeWarning, match=message):
         recorder, _ = run_with(tmp_path, ["ntk", "outputs"], 3, on_error=on_error)
     recorder.close()
-    assert RunReader.open(tmp_path / "run").groups() == ["outputs/test"]
+    assert RunReader.open(tmp_path / "run").groups() == ["learning_rate", "outputs/test"]
 
 
 def test_what_a_snapshot_costs_is_told_without_the_check(

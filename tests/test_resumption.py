@@ -62,6 +62,7 @@ class Training:
             for step in range(first, last):
                 generator = torch.Generator().manual_seed(step)
                 inputs, targets = torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator)
+                self.optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
                 self.optimizer.zero_grad()
                 nn.functional.cross_entropy(self.model(inputs), targets).backward()
                 self.optimizer.step()
@@ -116,6 +117,7 @@ def test_a_continued_training_records_what_an_uninterrupted_one_does(
     second.recorder.close()
     found = Run.open(tmp_path / "run")
     same(found, whole)
+    np.testing.assert_allclose(found["learning_rate/sum"][-1], 1e-2 * sum(1 / (1 + step) for step in range(13)))
     assert [branch["after"] for branch in found.manifest["branches"]] == [save_at]
     assert found.manifest["final_weights_sha256"] == whole.manifest["final_weights_sha256"]
     assert verify(tmp_path / "run") == []
@@ -143,6 +145,7 @@ def test_record_by_hand_continues(tmp_path: Path, whole: Run) -> None:
     for step in range(5, 13):
         generator = torch.Generator().manual_seed(step)
         inputs, targets = torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator)
+        second.optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
         second.optimizer.zero_grad()
         nn.functional.cross_entropy(second.model(inputs), targets).backward()
         second.optimizer.step()
@@ -240,6 +243,8 @@ def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:
             "watches": {"ntk": {"step": "1", "skipped": 0, "disabled": False}},
         },
         {"format": "ntkdyn recorder 1", "run": "a", "step": 1, "watches": 3},
+        {"format": "ntkdyn recorder 1", "run": "a", "step": 1, "watches": {}, "learning_rate": {"sum": 0.1}},
+        {"format": "ntkdyn recorder 1", "run": "a", "step": 1, "watches": {}, "learning_rate": 0.1},
         {"format": "ntkdyn recorder 1", "run": "a", "step": 1, "watches": {"ntk": {"step": 1}}},
         {"format": "ntkdyn recorder 1", "run": "a", "step": 1, "watches": {"ntk": {"step": "1", "skipped": 0}}},
     ],

@@ -19,6 +19,7 @@ from ..store.files import check_name
 from .budget import Budget
 from .distributed import collective_timeout, is_first_process, refuse_sharded
 from .interruption import Interruption
+from .learning_rates import LearningRates
 from .measurement import measure as measure
 from .observer import FailedBands, Observer, OnError, shared_attributes
 from .optimizers import applying_optimizer
@@ -55,6 +56,10 @@ class Recorder:
         max_overhead: largest share of the wall time that snapshots may take, e.g. 0.1; scheduled ones beyond it are
             skipped and reported at the end.
         manifest: further entries of run.json.
+
+    Under an optimizer every snapshot also has ``learning_rate/value`` and ``learning_rate/sum``: the rate of the last
+    applied step and the sum over all of them, of the optimizer's first parameter group and, of several optimizers, the
+    last one listed. A probe of yours with the name learning_rate takes their place.
 
     In a process group of torch.distributed only rank 0 records, and without collective calls; a warning says when a
     snapshot takes more than half of their timeout. Sharded parameters (FSDP) are refused.
@@ -108,6 +113,7 @@ class Recorder:
         self._recording = (
             Recording(self.path, self._sets, self._calibration, dict(manifest or {})) if is_first_process() else None
         )
+        self._rates = LearningRates()
         self._hooks = ExitStack()
         self._counting = self._attached = self._closed = self._settled = False
         self._state: State | None = None
@@ -147,7 +153,7 @@ class Recorder:
                 try:
                     self.step = first
                     self._budget.restart()
-                    self._begin()
+                    self._begin(applying)
                     if self._recording is not None:
                         self._budget.tell(self._watches, first, total_steps)
                     self._hook(applying, interruption)
@@ -167,6 +173,7 @@ class Recorder:
                     raise
         finally:
             self._hooks.close()
+            self._rates.leave()
             self._attached = self._counting = False
         if self._recording is not None and self._recording.is_open:
             self._recording.final_weights = weights_digest(self._model)
@@ -199,7 +206,7 @@ class Recorder:
         """
         # Before the first snapshot of a run that is continued, it is still the one that was loaded.
         run = self._state.run if self._state is not None else self._recording.run if self._recording else None
-        return dump_state(run, self.step, self._watches)
+        return dump_state(run, self.step, self._watches, self._rates.dump())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the run in this recorder's folder behind the step of a state; before ``attach`` or ``record``.
@@ -217,6 +224,8 @@ class Recorder:
         self.step = loaded.step
         for one in self._watches:
             one.step, one.skipped, one.disabled = loaded.entries.get(one.name, (None, 0, False))
+        if loaded.rates is not None:
+            self._rates = loaded.rates
         if loaded.run is not None:
             self._state = loaded
 
@@ -256,6 +265,11 @@ class Recorder:
             return
         self._counting = True
         dues = merged(self._watches) if self._recording is not None else ()
+        rates = self._rates
+
+        def entered(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
+            interruption.stepping = True
+            rates.before_step(optimizer)
 
         def applied(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
             interruption.stepping = False
@@ -263,6 +277,7 @@ class Recorder:
             overflow = getattr(optimizer, "found_inf", None)
             if overflow is None or not bool(overflow):
                 self.step = step = self.step + 1
+                rates.applied()
                 for due in dues:
                     if due(step):
                         here = [one for one in self._watches if one.due(step)]
@@ -275,13 +290,15 @@ class Recorder:
             if optimizer is not optimizers[-1]:
                 self._hooks.callback(optimizer.register_step_pre_hook(interruption.enter).remove)
                 self._hooks.callback(optimizer.register_step_post_hook(interruption.leave).remove)
-        self._hooks.callback(optimizers[-1].register_step_pre_hook(interruption.enter).remove)
+        self._hooks.callback(optimizers[-1].register_step_pre_hook(entered).remove)
         self._hooks.callback(optimizers[-1].register_step_post_hook(applied).remove)
 
-    def _begin(self) -> None:
+    def _begin(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Take the first snapshot, or continue a run: then only probes that were not there before are measured now."""
         continued = self._state is not None
         self._continue()
+        if optimizers and all(one.name != self._rates.group for one in self._watches):
+            self._rates.follow(optimizers[-1], self.step)
         self._take([one for one in self._watches if one.step is None or not continued])
 
     def _continue(self) -> None:
@@ -293,6 +310,7 @@ class Recorder:
         self._recording.open(self._opening_facts(), after=state.step, run=state.run)
         self._state = None
         recorded = self._recording.last_arrays()
+        self._rates.recorded, _ = recorded.get(self._rates.group, (None, {}))
         missing = []
         for one in self._watches:
             for name in one.sets:
@@ -339,6 +357,9 @@ class Recorder:
                 for one in due
                 for group, fields in one.fields.items()
             }
+            if records and (rates := self._rates.record(self.step)):
+                records[self._rates.group] = rates
+                declarations[self._rates.group] = (list(self._rates.fields), self._rates.attributes)
             while True:
                 try:
                     self._recording.write(self.step, epoch, records, declarations, self._observer.seconds)

@@ -24,7 +24,7 @@ class Nothing(torch.optim.Optimizer):
     """An optimizer whose step does nothing, so that only hooks are measured."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        super().__init__(parameters, {})
+        super().__init__(parameters, {"lr": 0.1})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Do nothing."""

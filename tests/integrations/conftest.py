@@ -50,6 +50,7 @@ def same_recording() -> Callable[[Path, Path], None]:
     def check(first: Path, second: Path) -> None:
         one, other = nd.Run.open(first), nd.Run.open(second)
         assert one.names() == other.names()
+        assert "learning_rate/sum" in one
         for name in one.names():
             assert np.array_equal(one[name], other[name]), name
         for probe in ("ntk", "units"):

@@ -61,6 +61,9 @@ def test_steps_are_applied_steps_and_weights_are_the_same(
     run = nd.Run.open(tmp_path / "run")
     assert run.steps("ntk").tolist() == [0, 2, 4]
     assert run.manifest["status"] == "finished"
+    # The Trainer's rate falls linearly to 0 behind its 4 steps.
+    np.testing.assert_allclose(run["learning_rate/value"], [1e-2, 0.75e-2, 0.25e-2], rtol=1e-12)
+    np.testing.assert_allclose(run["learning_rate/sum"], [0, 1.75e-2, 2.5e-2], rtol=1e-12)
 
 
 def test_an_exception_leaves_no_hook_and_a_closed_recording(
