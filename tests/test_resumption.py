@@ -137,6 +137,38 @@ def test_resuming_again_and_again(tmp_path: Path, whole: Run) -> None:
     same(Run.open(tmp_path / "run"), whole)
 
 
+def test_a_closed_recorder_goes_on_with_its_own_state(tmp_path: Path, whole: Run) -> None:
+    training = Training(tmp_path / "run")
+    training.run(0, 6)
+    training.recorder.close()
+    assert training.recorder.closed
+    assert Run.open(tmp_path / "run").manifest["status"] == "finished"
+    with pytest.raises(
+        ConfigurationError, match=r"after close, .*; load_state_dict\(recorder.state_dict\(\)\) goes on"
+    ):
+        training.run(6, 7)
+    training.recorder.load_state_dict(training.recorder.state_dict())
+    assert not training.recorder.closed
+    training.run(6, 13)
+    training.recorder.close()
+    found = Run.open(tmp_path / "run")
+    same(found, whole)
+    assert found.manifest["status"] == "finished"
+    assert found.manifest["final_weights_sha256"] == whole.manifest["final_weights_sha256"]
+    assert verify(tmp_path / "run") == []
+
+
+def test_a_closed_recorder_goes_back_to_an_earlier_state(tmp_path: Path, whole: Run) -> None:
+    training = Training(tmp_path / "run")
+    saved = training.run(0, 9, 4)
+    training.recorder.close("failed")
+    assert saved is not None
+    training.load(saved)
+    training.run(4, 13)
+    training.recorder.close()
+    same(Run.open(tmp_path / "run"), whole)
+
+
 def test_record_by_hand_continues(tmp_path: Path, whole: Run) -> None:
     saved = Training(tmp_path / "run").run(0, 7, 5)
     assert saved is not None
@@ -261,6 +293,12 @@ def test_a_state_comes_before_recording(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="after recording began"):
         training.recorder.load_state_dict(saved["recorder"])
     training.recorder.close()
+    training.recorder.load_state_dict(saved["recorder"])
+    with training.recorder.attach(training.optimizer):
+        # Closed, but not yet left.
+        training.recorder.close()
+        with pytest.raises(ConfigurationError, match="after recording began"):
+            training.recorder.load_state_dict(saved["recorder"])
 
 
 def test_a_state_of_nothing_begins_anew(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ class RecorderCallback(TrainerCallback):
 
         with RecorderCallback(recorder) as callback:
             Trainer(model, arguments, callbacks=[callback], ...).train()
+
+    A further ``train`` goes on with the recording.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -50,10 +52,12 @@ class RecorderCallback(TrainerCallback):
         # The state of a Trainer that resumes is the one of its checkpoint.
         if self._key in state.stateful_callbacks:
             self.recorder.load_state_dict(state.stateful_callbacks[self._key])
+        elif self.recorder.closed:
+            self.recorder.load_state_dict(self.recorder.state_dict())
         first = self.recorder.step or state.global_step
-        self._attached.enter_context(
-            self.recorder.attach(given["optimizer"], first_step=first, total_steps=state.max_steps)
-        )
+        # A further train() begins at 0.
+        total = first + state.max_steps - state.global_step
+        self._attached.enter_context(self.recorder.attach(given["optimizer"], first_step=first, total_steps=total))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         state.stateful_callbacks[self._key] = self.recorder.state_dict()

@@ -28,7 +28,8 @@ class RecorderHandler:
         recorder: of the network that the engine trains.
         optimizers: a step is one applied step of the last one.
 
-    A recorder has ``state_dict`` and ``load_state_dict``, so that it goes among the objects of Ignite's Checkpoint.
+    A further ``run`` of the engine goes on with the recording. A recorder has ``state_dict`` and ``load_state_dict``,
+    so that it goes among the objects of Ignite's Checkpoint.
     """
 
     def __init__(self, recorder: Recorder, *optimizers: Optimizer) -> None:
@@ -46,8 +47,11 @@ class RecorderHandler:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, engine: Engine) -> None:
+        if self.recorder.closed:
+            self.recorder.load_state_dict(self.recorder.state_dict())
         length, epochs = engine.state.epoch_length, engine.state.max_epochs
-        total = length * epochs if length is not None and epochs is not None else None
+        rest = length * epochs - engine.state.iteration if length is not None and epochs is not None else None
+        total = None if rest is None else self.recorder.step + rest
         self._attached.enter_context(self.recorder.attach(*self._optimizers, total_steps=total))
 
     def _complete(self, engine: Engine) -> None:

@@ -30,8 +30,8 @@ class RecorderCallback(Callback):
     Args: recorder: of the LightningModule, or of a network in it; made before ``trainer.fit``.
 
     A step is one applied step of the last optimizer. Ctrl-C and Lightning's end on SIGTERM give a last snapshot, an
-    exception closes the recording as "failed". Where a training goes on that was not recorded before, steps are counted
-    from Lightning's own.
+    exception closes the recording as "failed". A further ``fit`` goes on with it. Where a training goes on that was not
+    recorded before, steps are counted from Lightning's own.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -50,12 +50,15 @@ class RecorderCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         state, self._state = self._state, None
+        if state is None and self.recorder.closed:
+            state = self.recorder.state_dict()
         if state is not None:
             self.recorder.load_state_dict(state)
-        # Lightning counts the steps of all optimizers.
-        first = self.recorder.step or trainer.global_step // max(len(trainer.optimizers), 1)
+        # Lightning counts the steps of all optimizers, and a new Trainer begins at 0.
+        before = trainer.global_step // max(len(trainer.optimizers), 1)
+        first = self.recorder.step or before
         total = trainer.estimated_stepping_batches
-        steps = int(total) if total not in (float("inf"), -1) else None
+        steps = first + int(total) - before if total not in (float("inf"), -1) else None
         self._attached.enter_context(self.recorder.attach(*trainer.optimizers, first_step=first, total_steps=steps))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

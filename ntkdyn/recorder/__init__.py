@@ -28,7 +28,7 @@ from .recording import Recording, weights_digest
 from .settings import check_choice, check_model, chosen_batchnorm
 from .snapshots import BatchNorm, Forward, fixed_inputs, probe_sets
 from .state import State, dump_state
-from .watches import Due, Watched, merged, watches_of
+from .watches import Due, Watched, given_back, merged, watches_of
 from .watches import Watch as Watch
 
 
@@ -211,16 +211,21 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the run in this recorder's folder behind the step of a state; before ``attach`` or ``record``.
 
+        A closed recorder is open again: with its own ``state_dict()`` it goes on where it ended.
+
         Steps that were recorded after the checkpoint are superseded by those of the new branch: none is lost from the
         disk, none doubled among those that readers see. Model, probes and sets must be those of the run.
 
         Raises: ConfigurationError: no state of a recorder, or recording has begun.
         """
         loaded = State.load(state, self.path)
-        if self._closed or any(one.step is not None for one in self._watches):
+        if self._attached or (not self._closed and any(one.step is not None for one in self._watches)):
             raise ConfigurationError(
                 f"recorder of {self.path}: found load_state_dict() after recording began, expected it before attach"
             )
+        if self._closed:
+            self._closed = False
+            self._recording = None if self._recording is None else self._recording.reopened()
         self.step = loaded.step
         for one in self._watches:
             one.step, one.skipped, one.disabled = loaded.entries.get(one.name, (None, 0, False))
@@ -242,6 +247,11 @@ class Recorder:
                 f"recorder of {self.path}: found nothing recorded, expected attach or record first"
             )
         self._recording.finish(results)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the recording has ended, by ``close`` or an exception."""
+        return self._closed
 
     def close(self, status: str = "finished") -> None:
         """End the recording with that status and pack it into run.h5; a second call does nothing."""
@@ -311,14 +321,7 @@ class Recorder:
         self._state = None
         recorded = self._recording.last_arrays()
         self._rates.recorded, _ = recorded.get(self._rates.group, (None, {}))
-        missing = []
-        for one in self._watches:
-            for name in one.sets:
-                group = one.group(name)
-                last, one.last[group] = recorded.get(group, (None, {}))
-                if one.step is not None and last != one.step and not one.disabled:
-                    missing.append(f"{group} at step {last} instead of {one.step}")
-        if missing:
+        if missing := given_back(self._watches, recorded):
             warnings.warn(
                 f"{self.path}: the checkpoint of step {state.step} is newer than the recording, which ends for "
                 f"{', '.join(missing)}; training goes on, what lies between is missing",
@@ -396,7 +399,8 @@ class Recorder:
     def _refuse_closed(self, action: str) -> None:
         if self._closed:
             raise ConfigurationError(
-                f"recorder of {self.path}: found {action}() after close, expected an open recorder"
+                f"recorder of {self.path}: found {action}() after close, expected an open recorder; "
+                "load_state_dict(recorder.state_dict()) goes on with the recording"
             )
 
     def _refuse_earlier(self, step: int) -> None:

@@ -57,6 +57,10 @@ class Recording:
         """Identity of the run, None before the first snapshot."""
         return None if self._writer is None else str(self._writer.manifest.get("run"))
 
+    def reopened(self) -> Recording:
+        """A recording that may go on with the run of this one, which is closed."""
+        return Recording(self.path, self._sets, self._calibration, self._manifest)
+
     def open(self, facts: Mapping[str, Any], *, after: int | None = None, run: str | None = None) -> None:
         """Make the folder; write run.json (entries of the manifest win over facts), probe sets, calibration batch.
 

@@ -163,3 +163,15 @@ def merged(watches: Sequence[Watched]) -> tuple[Callable[[int], bool], ...]:
     others = [one.due for one in watches if one.schedule is None or one.schedule.steps is None]
     union = [frozenset().union(*listed).__contains__] if listed else []
     return (*union, *dict.fromkeys(others))
+
+
+def given_back(watches: Sequence[Watched], recorded: Mapping[str, tuple[int, dict[str, Any]]]) -> list[str]:
+    """Give watches the arrays that a run holds, group -> (its last step, arrays); say which end before their step."""
+    missing = []
+    for one in watches:
+        for name in one.sets:
+            group = one.group(name)
+            last, one.last[group] = recorded.get(group, (None, {}))
+            if one.step is not None and last != one.step and not one.disabled:
+                missing.append(f"{group} at step {last} instead of {one.step}")
+    return missing

@@ -96,6 +96,36 @@ def test_a_checkpoint_continues_the_recording(
     same_recording(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
 
 
+def test_a_second_training_goes_on_with_the_recording(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Classifier(network())
+    with RecorderCallback(recorder_of(model.network, tmp_path / "run")) as callback:
+        trainer = trainer_of(model, data, tmp_path, [callback], max_steps=4)
+        trainer.train()
+        assert nd.Run.open(tmp_path / "run").manifest["status"] == "finished"
+        capsys.readouterr()
+        trainer.train()
+    assert "ntkdyn: ntk: " in (said := capsys.readouterr().err)
+    assert "× 3 snapshots" in said  # of steps 4, 6 and 8
+    run = nd.Run.open(tmp_path / "run")
+    assert (run.manifest["status"], run.steps("ntk").tolist()) == ("finished", [0, 2, 4, 6, 8])
+    assert [branch["after"] for branch in run.manifest["branches"]] == [4]
+
+
+def test_a_checkpoint_takes_a_second_training_back(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any
+) -> None:
+    model = Classifier(network())
+    with RecorderCallback(recorder_of(model.network, tmp_path / "run")) as callback:
+        trainer = trainer_of(model, data, tmp_path, [callback], save_strategy="steps", save_steps=3)
+        trainer.train()
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    run = nd.Run.open(tmp_path / "run")
+    assert run.steps("ntk").tolist() == [0, 2, 4, 6, 8]
+    assert [branch["after"] for branch in run.manifest["branches"]] == [3]
+
+
 class Worsening(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
     """Makes the first evaluation the best one."""
 

@@ -56,6 +56,22 @@ def test_steps_are_applied_steps_and_weights_are_the_same(
     assert not optimizer._optimizer_step_post_hooks
 
 
+def test_a_second_run_of_the_engine_goes_on_with_the_recording(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = network()
+    engine, optimizer, batches = training(model, data, recorder_of(model, tmp_path / "run"))
+    engine.run(batches, max_epochs=1)
+    assert nd.Run.open(tmp_path / "run").manifest["status"] == "finished"
+    capsys.readouterr()
+    engine.run(batches, max_epochs=3)
+    assert "× 5 snapshots" in capsys.readouterr().err  # of steps 4 to 12
+    assert not optimizer._optimizer_step_post_hooks
+    run = nd.Run.open(tmp_path / "run")
+    assert (run.manifest["status"], run.steps("ntk").tolist()) == ("finished", [0, 2, 4, 6, 8, 10, 12])
+    assert [branch["after"] for branch in run.manifest["branches"]] == [4]
+
+
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_terminated_engine_ends_the_recording(
     tmp_path: Path, network: Build, recorder_of: Build, data: Any, skip: bool

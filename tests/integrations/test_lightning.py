@@ -111,6 +111,37 @@ def test_a_checkpoint_continues_the_recording(
     same_recording(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
 
 
+@pytest.mark.parametrize("trainers", [1, 2])
+def test_a_second_fit_goes_on_with_the_recording(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any, trainers: int
+) -> None:
+    module = Module(network())
+    callback = RecorderCallback(recorder_of(module.network, tmp_path / "run"))
+    trainer = fit(module, data, tmp_path, [callback])
+    assert nd.Run.open(tmp_path / "run").manifest["status"] == "finished"
+    if trainers == 2:
+        fit(module, data, tmp_path, [callback], 1)
+    else:
+        trainer.fit_loop.max_epochs = 3
+        trainer.fit(module, DataLoader(TensorDataset(*data), batch_size=8))
+    run = nd.Run.open(tmp_path / "run")
+    assert (run.manifest["status"], run.steps("ntk").tolist()) == ("finished", [0, 2, 4, 6, 8, 10, 12])
+    assert [branch["after"] for branch in run.manifest["branches"]] == [8]
+    assert run["learning_rate/sum"][-1] == pytest.approx(12 * 1e-2)
+
+
+def test_a_fit_after_an_exception_goes_on_with_the_recording(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any
+) -> None:
+    module = Module(network(), fail_at=6)
+    callback = RecorderCallback(recorder_of(module.network, tmp_path / "run"))
+    with pytest.raises(ValueError, match="a bug of the user"):
+        fit(module, data, tmp_path, [callback])
+    fit(module, data, tmp_path, [callback], 1)
+    run = nd.Run.open(tmp_path / "run")
+    assert (run.manifest["status"], run.steps("ntk").tolist()) == ("finished", [0, 2, 4, 6, 8, 9])
+
+
 def test_testing_a_checkpoint_continues_nothing(tmp_path: Path, network: Build, recorder_of: Build, data: Any) -> None:
     module = Module(network())
     recorder = recorder_of(module.network, tmp_path / "run")
