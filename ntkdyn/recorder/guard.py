@@ -14,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.modules import module as modules
 from torch.nn.utils import parametrize
+from torch.utils import _device, _python_dispatch
 
+# There is no public way to the modes and hooks that are entered.
+_torch: Any = torch
+_C: Any = torch._C
 _backends: Any = torch.backends  # annotated without the settings of its parts
 # Parents before children: a child without a value of its own shows that of its parent.
 _PRECISIONS = (
@@ -37,11 +42,6 @@ def _set_precisions(found: list[str]) -> None:
     for (parent, backend), value in zip(_PRECISIONS, found, strict=True):
         if backend.fp32_precision != value:
             backend.fp32_precision = "none" if parent is not None and of[id(parent)] == value else value
-
-
-def _set_default_device(device: torch.device) -> None:
-    # Without one it is the CPU; to set that would leave a mode behind.
-    torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
 def _set_filters(filters: list[Any]) -> None:
@@ -89,7 +89,6 @@ def _set_folder(folder: str | None) -> None:
 _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, _set_default_device),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
@@ -115,19 +114,28 @@ _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 )
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where its first parameter is."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 @contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Guard random states, modes, switches, hooks of all modules, environment and signal handlers.
 
-    Inside, gradients are on, autocast and inference mode are off, whatever the caller has, and hooks that the caller
-    gave to all modules (``register_module_forward_hook`` and its like) do not run. Not guarded: what a probe does to
-    objects of its author, to files, and to modules of Python that it patches; and modes of torch that the caller is in,
-    such as a counter of operations, see those of the snapshot.
+    Inside, gradients are on, autocast and inference mode are off, whatever the caller has; hooks that the caller gave
+    to all modules (``register_module_forward_hook`` and its like) or to tensors saved for the backward pass do not run;
+    and modes of torch that the caller is in, such as a counter of operations, see none of the snapshot, so that what
+    they change in the network's operations is not in it either. Her default device stays. Not guarded: what a probe
+    does to objects of its author, to files, and to modules of Python that it patches.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # that of the user's code
-    switches = [read() for read, _ in _SWITCHES]
     accelerators = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with ExitStack() as stack:
+        # First, since reading and writing a switch may be operations.
+        stack.enter_context(without_modes())
+        stack.enter_context(_without_saved_tensors_hooks())
+        switches = [read() for read, _ in _SWITCHES]
         # Each by itself, so that one that cannot be put back keeps none of the others from it.
         for (read, write), value in zip(_SWITCHES, switches, strict=True):
             stack.callback(_restore, read, write, value)
@@ -137,7 +145,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=accelerators))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for kind in {"cpu", device.type}:
+        for kind in {"cpu", device_of(model).type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
@@ -168,3 +176,53 @@ def _without_global_hooks() -> Iterator[None]:
         for name, hooks in kept.items():
             tables[name].clear()
             tables[name].update(hooks)
+
+
+@contextmanager
+def without_modes() -> Iterator[None]:
+    """Take off the modes that see or replace operations, and give back exactly them, with the default device.
+
+    The default device is a mode of functions, too, and the only kind that stays: it says where things are made.
+    """
+    modes = [_C._get_function_stack_at(place) for place in range(_C._len_torch_function_stack())]
+    default = getattr(_torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    current = _device.CURRENT_DEVICE
+    _set_function_modes([mode for mode in modes if isinstance(mode, _device.DeviceContext)])
+    try:
+        with _python_dispatch._disable_current_modes():
+            try:
+                yield
+            finally:
+                while _C._len_torch_dispatch_stack():  # what a probe has entered and not left
+                    _C._pop_torch_dispatch_stack(None)
+    finally:
+        _set_function_modes(modes)
+        _torch._GLOBAL_DEVICE_CONTEXT.device_context, _device.CURRENT_DEVICE = default, current
+
+
+def _set_function_modes(modes: list[Any]) -> None:
+    while _C._len_torch_function_stack():
+        _C._pop_torch_function_stack()
+    for mode in modes:
+        _C._push_on_torch_function_stack(mode)
+
+
+@contextmanager
+def _without_saved_tensors_hooks() -> Iterator[None]:
+    """Take off the hooks on saved tensors, and give back exactly them; torch.func refuses to work under any."""
+    hooks = _taken_saved_tensors_hooks()
+    try:
+        yield
+    finally:
+        _taken_saved_tensors_hooks()
+        for pair in reversed(hooks):
+            _C._autograd._push_saved_tensors_default_hooks(*pair)
+
+
+def _taken_saved_tensors_hooks() -> list[tuple[Any, Any]]:
+    """Pairs of hooks, the innermost first."""
+    taken = []
+    while (pair := _C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+        taken.append(pair)
+        _C._autograd._pop_saved_tensors_default_hooks()
+    return taken

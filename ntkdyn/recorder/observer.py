@@ -21,7 +21,7 @@ from ..probe import Bands, Field, Probe, Snapshot
 from ..store.declare import declared
 from ..store.segment import TEXT, Declaration
 from .determinism import check_forward
-from .guard import undisturbed
+from .guard import device_of, undisturbed
 from .passes import Loss, Pass
 from .snapshots import BatchNorm, Forward, ProbeSet, reestimate
 from .watches import Watched
@@ -78,7 +78,7 @@ class Observer:
     def resolve(self) -> None:
         """Resolve the names of the parameters before the first observation, as a run that is continued needs them."""
         if self.parameters is None:
-            with undisturbed(self._device()):
+            with undisturbed(self._model):
                 self.parameters = self._resolved(structural_clone(self._model))
 
     def observe(self, step: int, epoch: float | None, watches: Sequence[Watched]) -> Records:
@@ -88,10 +88,10 @@ class Observer:
 
         Raises: ProbeError: a probe failed and on_error is "raise".  NondeterministicForward.
         """
-        device = self._device()
         records: Records = {}
         self.seconds = {}
-        with undisturbed(device):
+        with undisturbed(self._model):
+            device = device_of(self._model)
             clone = structural_clone(self._model).eval()
             if self.parameters is None:
                 self.parameters = self._resolved(clone)
@@ -114,9 +114,6 @@ class Observer:
                 watched.seconds = sum(self.seconds[watched.group(name)] for name in watched.sets)
             self._with_preactivations |= {name for name, one in passes.items() if one.with_preactivations}
         return records
-
-    def _device(self) -> torch.device:
-        return next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
 
     def _resolved(self, clone: nn.Module) -> tuple[str, ...]:
         if self._wanted is not None:
@@ -182,7 +179,7 @@ class Observer:
         )
         try:
             # Each probe by itself, so that what one switches does not reach the next.
-            with undisturbed(self._device()):
+            with undisturbed(self._model):
                 if group not in watched.fields:
                     watched.fields[group] = self._declared(watched.probe, snapshot, group, where)
                 arrays = checked_arrays(watched.probe.measure(snapshot), watched.fields[group], last, where)
@@ -206,7 +203,7 @@ class Observer:
                 started = time.perf_counter()
                 try:
                     # Not around the yield: what is done with a band is no part of the snapshot.
-                    with undisturbed(self._device()):
+                    with undisturbed(self._model):
                         begun = iter(bands) if begun is None else begun
                         band = next(begun, None)
                         if band is None:

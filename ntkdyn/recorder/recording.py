@@ -20,6 +20,7 @@ from ..probe import Bands, Field
 from ..store.bands import is_large
 from ..store.reader import RunReader
 from ..store.writer import RunWriter, refuse_occupied
+from .guard import without_modes
 from .snapshots import ProbeSet
 
 # What must not have changed when a run is continued.
@@ -180,6 +181,7 @@ def _leaves(name: str, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
     return {name: leaves[0]} if len(leaves) == 1 else {f"{name}_{index}": leaf for index, leaf in enumerate(leaves)}
 
 
+@without_modes()
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     values = tensor.detach().cpu()
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
@@ -190,6 +192,7 @@ def _write_fixed(writer: RunWriter, group: str, arrays: Mapping[str, np.ndarray[
     writer.write_arrays(group, arrays, dims=dims)
 
 
+@without_modes()
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
