@@ -1,6 +1,6 @@
-"""One of several processes that train together; what it is asked for, it prints as JSON.
+"""One of several processes that train together; what came of each kind of training, it prints as a line of JSON.
 
-Arguments: folder, rank, number of processes, kind of training.
+Arguments: folder, rank, number of processes, kinds of training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import distributed, nn
@@ -33,54 +36,47 @@ class Slow:
         return {"one": 1.0}
 
 
-def main(folder: Path, rank: int, size: int, kind: str) -> None:
+def train(folder: Path, rank: int, size: int, kind: str) -> dict[str, object]:
+    """Train in a process group of its own."""
     # Made before the process group, as Lightning has it: only when recording begins is it known who is the first.
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 6), nd.Gate(6), nn.Linear(6, 3))
     inputs, targets = torch.randn(16, 4), torch.randint(3, (16,))
     probes = ["ntk", "units", *([Slow()] if kind == "slow" else [])]
-    path = folder / "run"
+    path = folder / kind / "run"
     early = nd.Recorder(network, probes, {"test": (inputs[:4], targets[:4])}, path=path, schedule=nd.every(2))
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size,
+        "gloo", init_method=f"file://{folder / f'meeting-{kind}'}", rank=rank, world_size=size,
         timeout=datetime.timedelta(seconds=11 if kind == "slow" else 60),
     )  # fmt: skip
-    calls: list[str] = []
-    model: nn.Module = network
-    if kind == "sharded":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+    with ExitStack() as stack:
+        stack.callback(distributed.destroy_process_group)
+        model: nn.Module = network
+        if kind == "sharded":
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
 
-        fully_shard(network, mesh=init_device_mesh("cpu", (size,)))
-    elif kind == "flat":
-        from torch.distributed.fsdp import FullyShardedDataParallel
+            fully_shard(network, mesh=init_device_mesh("cpu", (size,)))
+        elif kind == "flat":
+            from torch.distributed.fsdp import FullyShardedDataParallel
 
-        model = FullyShardedDataParallel(network, device_id=torch.device("cpu"))
-    else:
-        model = nn.parallel.DistributedDataParallel(network)
-    if kind == "zero":
-        from torch.distributed.optim import ZeroRedundancyOptimizer
+            model = FullyShardedDataParallel(network, device_id=torch.device("cpu"))
+        else:
+            model = nn.parallel.DistributedDataParallel(network)
+        if kind == "zero":
+            from torch.distributed.optim import ZeroRedundancyOptimizer
 
-        optimizer: torch.optim.Optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-2)
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    recorder = early
-    if kind in ("late", "flat"):
-        recorder = nd.Recorder(model, probes, {"test": (inputs[:4], targets[:4])}, path=path, schedule=nd.every(2))
-
-    def spy(name: str) -> None:
-        original = getattr(distributed, name)
-
-        def called(*arguments: object, **keywords: object) -> object:
-            calls.append(name)
-            return original(*arguments, **keywords)
-
-        setattr(distributed, name, called)
-
-    for name in ("all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object", "broadcast_object_list"):
-        spy(name)
-    answer: dict[str, object] = {}
-    with warnings.catch_warnings(record=True) as caught:
+            optimizer: torch.optim.Optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-2)
+        else:
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        recorder = early
+        if kind in ("late", "flat"):
+            recorder = nd.Recorder(model, probes, {"test": (inputs[:4], targets[:4])}, path=path, schedule=nd.every(2))
+        calls: list[str] = []
+        for name in ("all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object", "broadcast_object_list"):
+            stack.enter_context(mock.patch.object(distributed, name, spied(calls, name)))
+        answer: dict[str, object] = {}
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         try:
             with recorder.attach(optimizer) if kind != "without" else torch.enable_grad():
@@ -101,9 +97,20 @@ def main(folder: Path, rank: int, size: int, kind: str) -> None:
     answer["warnings"] = [
         str(one.message) for one in caught if "ntkdyn" in str(one.filename) or "run" in str(one.message)
     ]
-    print(json.dumps(answer))
-    distributed.destroy_process_group()
+    return answer
+
+
+def spied(calls: list[str], name: str) -> Callable[..., object]:
+    """The function of torch.distributed, which notes its name when it is called."""
+    original = getattr(distributed, name)
+
+    def called(*arguments: object, **keywords: object) -> object:
+        calls.append(name)
+        return original(*arguments, **keywords)
+
+    return called
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    for kind in sys.argv[4:]:
+        print(json.dumps(train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), kind)), flush=True)
