@@ -28,7 +28,7 @@ from .watches import Watched
 
 OnError = Literal["raise", "warn", "disable"]
 Array = np.ndarray[Any, Any]
-Records = dict[str, dict[str, Array | Bands]]
+Records = dict[str, Mapping[str, Array | Bands]]
 
 
 class FailedBands(Exception):
