@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -177,8 +178,9 @@ class Recorder:
             self._attached = self._counting = False
         if self._recording is not None and self._recording.is_open:
             self._recording.final_weights = weights_digest(self._model)
-            # Nobody has to call close: the recording is finished when the recorder goes, at exit at the latest.
-            weakref.finalize(self, self._recording.close, "finished")
+            # Nobody has to call close: the recording is finished when the recorder goes, at exit at the latest. At exit
+            # by an entry of its own, as that of weakref may run after h5py has taken its converters back.
+            atexit.register(weakref.finalize(self, self._recording.close, "finished"))
 
     def record(self, step: int | None = None, epoch: float | None = None) -> None:
         """Record what is due at this step; for LBFGS, several optimizers, or a loop of your own.
@@ -281,6 +283,9 @@ class Recorder:
             interruption.stepping = True
             rates.before_step(optimizer)
 
+        # Where the step of an optimizer is compiled, its hooks are traced with it.
+        take = torch.compiler.disable(self._take_or_fail)  # type: ignore[no-untyped-call]
+
         def applied(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
             interruption.stepping = False
             # A GradScaler does not call an unfused optimizer at all, but lets a fused one see the overflow.
@@ -291,7 +296,7 @@ class Recorder:
                 for due in dues:
                     if due(step):
                         here = [one for one in self._watches if one.due(step)]
-                        self._take_or_fail([one for one in here if self._budget.affords(one, step)])
+                        take([one for one in here if self._budget.affords(one, step)])
                         break
             if interruption.pending:
                 interruption.deliver()

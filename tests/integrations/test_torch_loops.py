@@ -87,6 +87,31 @@ def test_of_a_compiled_model_the_original_is_recorded(
         np.testing.assert_allclose(compiled[name], plain[name], rtol=1e-5, atol=1e-6)
 
 
+def test_compiled_steps_of_an_optimizer_are_steps(
+    tmp_path: Path, network: Build, recorder_of: Build, data: Any, weights: Build
+) -> None:
+    def train(folder: Path, compiled: bool) -> Any:
+        torch.manual_seed(7)
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        recorder = recorder_of(model, folder)
+        with recorder.attach(optimizer):
+            for _ in range(5):
+                loss_of(model, data).backward()
+                step()
+                optimizer.zero_grad()
+        assert recorder.step == 5
+        recorder.close()
+        return weights(model)
+
+    plain, compiled = train(tmp_path / "plain", False), train(tmp_path / "compiled", True)
+    assert all(torch.equal(plain[name], compiled[name]) for name in plain)
+    first, second = nd.Run.open(tmp_path / "plain"), nd.Run.open(tmp_path / "compiled")
+    assert first.names() == second.names()
+    assert all(np.array_equal(first[name], second[name]) for name in first.names())
+
+
 def test_averaged_weights_as_the_probed_model(tmp_path: Path, network: Build, recorder_of: Build, data: Any) -> None:
     model = network()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
