@@ -1,7 +1,7 @@
 """Checkpoints from which training goes on bit for bit: tensors as safetensors, everything else as JSON, no pickle.
 
 ``FOLDER/<step>/tensors.safetensors`` holds every tensor of the model, the optimizer and the random state;
-``FOLDER/<step>/checkpoint.json``, written last, holds their structure and the tensors' checksum.
+``FOLDER/<step>/checkpoint.json``, written last, holds their structure, the tensors' checksum and one of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.torch import load as _read_tensors
 from safetensors.torch import save as _write_tensors
 from torch import Tensor, nn
 
-from .errors import ConfigurationError, DamagedRecording, StorageError
+from .errors import ConfigurationError, DamagedRecording, StorageError, UntrustedFile
 from .store.files import make_folder, publish, read
 
 FORMAT = "ntkdyn-checkpoint-1"
@@ -87,6 +88,7 @@ def save(
     }
     data = _write_tensors(tensors)
     content["tensors_sha256"] = hashlib.sha256(data).hexdigest()
+    content["crc32"] = _checksum(content)
     make_folder(target)
     publish(target / "tensors.safetensors", data)
     publish(target / "checkpoint.json", json.dumps(content).encode())
@@ -96,7 +98,8 @@ def save(
 def load(path: str | Path) -> Checkpoint:
     """Read the checkpoint in the folder ``path``.
 
-    Raises: StorageError: it cannot be read. DamagedRecording: it is no checkpoint, or its checksum does not match.
+    Raises: StorageError: it cannot be read. DamagedRecording: it is no checkpoint, or a checksum does not match.
+        UntrustedFile: a FIFO or device is in its place.
     """
     path = Path(path)
     try:
@@ -105,6 +108,9 @@ def load(path: str | Path) -> Checkpoint:
         raise StorageError(f"{path}: no checkpoint here; give a folder checkpoints/<step>") from error
     try:
         content = json.loads(text)
+        # Checkpoints of before have no checksum of their own.
+        if isinstance(content, dict) and content.pop("crc32", None) not in (None, _checksum(content)):
+            raise DamagedRecording(f"{path}: checkpoint.json does not match its checksum; train again")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DamagedRecording(
                 f"{path}: checkpoint.json is not of format {FORMAT}; give a folder checkpoints/<step>"
@@ -120,8 +126,15 @@ def load(path: str | Path) -> Checkpoint:
             extra=_restore(content["extra"], tensors),
             random_state=tensors["random_state"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise DamagedRecording(f"{path}: not a complete checkpoint ({type(error).__name__}: {error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedRecording(
+            f"{path}: not a complete checkpoint ({type(error).__name__}: {reason}); train again"
+        ) from error
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def latest(folder: str | Path) -> Checkpoint | None:
@@ -135,7 +148,7 @@ def latest(folder: str | Path) -> Checkpoint | None:
         if (place / "checkpoint.json").exists():
             try:
                 return load(place)
-            except (DamagedRecording, StorageError) as error:
+            except (DamagedRecording, StorageError, UntrustedFile) as error:
                 warnings.warn(f"{error}; an earlier checkpoint is taken", RuntimeWarning, stacklevel=3)
     return None
 

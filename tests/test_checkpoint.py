@@ -144,10 +144,21 @@ def forge_format(folder: Path) -> None:
     (folder / "checkpoint.json").write_text(json.dumps({"format": "other"}))
 
 
-def drop_model(folder: Path) -> None:
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Change entries as a checkpoint of before may hold them, which had no checksum."""
     content = json.loads((folder / "checkpoint.json").read_text())
-    del content["model"]
-    (folder / "checkpoint.json").write_text(json.dumps(content))
+    del content["crc32"]
+    (folder / "checkpoint.json").write_text(json.dumps({**content, **changes}))
+
+
+def flip_a_digit(folder: Path) -> None:
+    text = (folder / "checkpoint.json").read_text()
+    (folder / "checkpoint.json").write_text(text.replace('"step": 4', '"step": 5'))
+
+
+def nest(folder: Path) -> None:
+    text = json.dumps({"format": "ntkdyn-checkpoint-1", "extra": None})
+    (folder / "checkpoint.json").write_text(text.replace("null", '{"a":' * 50_000 + "1" + "}" * 50_000))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +166,11 @@ def drop_model(folder: Path) -> None:
     [
         (damage_tensors, DamagedRecording, "does not match its checksum"),
         (forge_format, DamagedRecording, "is not of format ntkdyn-checkpoint-1"),
-        (drop_model, DamagedRecording, "not a complete checkpoint"),
+        (flip_a_digit, DamagedRecording, "checkpoint.json does not match its checksum"),
+        (lambda folder: rewrite(folder, model={}), DamagedRecording, "not a complete checkpoint"),
+        (lambda folder: rewrite(folder, step=float("inf")), DamagedRecording, "not a complete checkpoint"),
+        (lambda folder: rewrite(folder, extra={"tensor": []}), DamagedRecording, "not a complete checkpoint"),
+        (nest, DamagedRecording, "not a complete checkpoint .RecursionError"),
         (lambda folder: (folder / "checkpoint.json").write_text("{"), DamagedRecording, "not a complete checkpoint"),
         (lambda folder: (folder / "checkpoint.json").write_text("[]"), DamagedRecording, "is not of format"),
         (lambda folder: (folder / "checkpoint.json").unlink(), StorageError, "no checkpoint here"),
@@ -168,3 +183,9 @@ def test_damage_is_named(damage: Any, error: type[Exception], message: str, tmp_
         load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_of_before_have_no_checksum(tmp_path: Path) -> None:
+    path = save(tmp_path, 4, nn.Linear(2, 2))
+    rewrite(path, step=7)
+    assert load(path).step == 7
