@@ -11,11 +11,13 @@ import io
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from ..errors import ConfigurationError, NtkdynError, RecordingExists, StorageError
+from ..errors import ConfigurationError, NtkdynError, RecordingExists, StorageError, UntrustedFile
 
 TEMPORARY = ".tmp-"
 _REMEDIES = {
@@ -121,14 +123,33 @@ def make_folder(path: Path) -> None:
             sync_folder(folder.parent)
 
 
-def read(path: Path) -> bytes:
-    """Return the whole content of a file.
+def _without_waiting(path: str, flags: int) -> int:
+    # Opening a FIFO would wait for somebody who writes into it.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
-    Raises: StorageError; FileNotFoundError passes, because a live folder changes under its readers.
+
+@contextmanager
+def regular_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, nothing else: a FIFO would hang its reader, a device may have no end.
+
+    Raises: UntrustedFile: it is none.  OSError, FileNotFoundError.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UntrustedFile(f"{path}: found no regular file, expected a file of a recording; remove it")
+        yield file
+
+
+def read(path: Path, *, most_bytes: int = -1) -> bytes:
+    """Return the content of a file, at most the first ``most_bytes``, or all of it.
+
+    Raises: UntrustedFile: a FIFO or device.  StorageError; FileNotFoundError passes, because a live folder changes
+        under its readers.
     """
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
+        with regular_file(path) as file:
+            return file.read(most_bytes)
+    except (FileNotFoundError, UntrustedFile):
         raise
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}; check the permissions") from error

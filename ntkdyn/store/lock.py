@@ -7,7 +7,6 @@ hence the rule that the lock of a dead process is stale. HDF5's own locks are no
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 from ..errors import LockedRecording, StorageError
 from . import files
+from .metadata import dump_json, load_json
 
 try:
     import fcntl
@@ -74,7 +74,7 @@ def _is_alive(process: int, started: str | None) -> bool:
 def owner_of(folder: Path) -> dict[str, Any] | None:
     """Who wrote LOCK; None where there is none, an empty mapping where it cannot be understood."""
     try:
-        owner = json.loads((folder / NAME).read_bytes()[:65536])
+        owner = load_json(files.read(folder / NAME, most_bytes=65536))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -100,9 +100,10 @@ def _is_dead(owner: dict[str, Any], path: Path) -> bool | None:
 def _named(owner: dict[str, Any]) -> str:
     if not owner:
         return "another process, which left no readable name"
-    who = f"process {owner['pid']} on host {owner.get('host')!r}"
+    # Anybody may have written it: one line, of bounded length.
+    who, host, since = (ascii(owner.get(name))[:100] for name in ("pid", "host", "since"))
     own = owner["pid"] == os.getpid() and owner.get("started") == _state_and_start(os.getpid())[1]
-    return f"{who} since {owner.get('since')}{' (this very process)' if own else ''}"
+    return f"process {who} on host {host} since {since}{' (this very process)' if own else ''}"
 
 
 def refuse_locked(folder: Path) -> None:
@@ -150,7 +151,7 @@ class Lock:
         if fcntl is None:
             return False
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return False
         try:
@@ -169,7 +170,7 @@ class Lock:
             if fcntl is not None:
                 with suppress(OSError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files.write(descriptor, json.dumps(_myself()).encode(), 0)
+            files.write(descriptor, dump_json(_myself()).encode(), 0)
             files.fsync(descriptor)
             files.replace(temporary, self._path)
             try:

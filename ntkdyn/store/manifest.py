@@ -47,16 +47,17 @@ def read_manifest(path: Path, *, edited: bool = False) -> dict[str, Any]:
 
     Args: edited: also one that differs from its checksum.
     Raises: DamagedRecording: no JSON mapping, or absurdly large.  EditedManifest: it differs from its checksum.
-        NewerRecording.  FileNotFoundError.
+        NewerRecording.  UntrustedFile: a FIFO or device.  StorageError, FileNotFoundError.
     """
     target = path / "run.json"
     problem = None
     manifest: Any = None
-    if target.stat().st_size > _MANIFEST_BYTES:
-        problem = f"{target.stat().st_size} bytes, expected at most {_MANIFEST_BYTES}"
+    content = files.read(target, most_bytes=_MANIFEST_BYTES + 1)
+    if len(content) > _MANIFEST_BYTES:
+        problem = f"more than {_MANIFEST_BYTES} bytes, expected fewer"
     else:
         try:
-            manifest = load_json(files.read(target))
+            manifest = load_json(content)
         except ValueError as error:
             problem = f"no valid JSON ({error}), expected the manifest of a run"
         else:

@@ -70,7 +70,8 @@ def verify(path: str | Path) -> list[Finding]:
     findings = [
         Finding(entry, str(problem), harmless=False)
         for entry, problem in _examined(folder).items()
-        if problem is not None and not isinstance(problem, MissingRecording)
+        # What is listed and missing was removed meanwhile, or is a link to nowhere.
+        if problem is not None and (not isinstance(problem, MissingRecording) or entry.is_symlink())
     ]
     if folder.is_file():
         return findings
@@ -154,8 +155,9 @@ def _examined(folder: Path) -> dict[Path, NtkdynError | None]:
 
     Raises: NewerRecording: the manifest or a file is of a later version, so that nothing can be said about damage.
     """
-    with suppress(FileNotFoundError, NotADirectoryError, DamagedRecording):
-        read_manifest(folder)
+    if folder.is_dir():
+        with suppress(FileNotFoundError, DamagedRecording):
+            read_manifest(folder)
     problems = examine(recording_files(folder))
     for problem in problems.values():
         if isinstance(problem, NewerRecording):

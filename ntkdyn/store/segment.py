@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import DamagedRecording, NewerRecording, NtkdynError, UntrustedFile
+from ..errors import DamagedRecording, NewerRecording, NtkdynError
 from ..probe import Field
 from . import hdf5, triangle
 from .metadata import dump_json, load_json
@@ -165,11 +164,6 @@ def identity_of(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    # Opening a FIFO would wait for somebody who writes into it.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 @contextmanager
 def opened(path: Path, accept: Callable[[Identity], object] | None = None) -> Iterator[h5py.File]:
     """Open a file of a recording for reading; whatever HDF5 finds wrong in it becomes DamagedRecording.
@@ -181,12 +175,9 @@ def opened(path: Path, accept: Callable[[Identity], object] | None = None) -> It
     """
     try:
         with ExitStack() as stack:
-            content = stack.enter_context(open(path, "rb", opener=_without_waiting))
-            status = os.fstat(content.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UntrustedFile(f"{path}: found no regular file, expected a file of a recording; remove it")
+            content = stack.enter_context(files.regular_file(path))
             if accept is not None:
-                accept(identity_of(status))
+                accept(identity_of(os.fstat(content.fileno())))
             # By this descriptor, as the path may name another file by now. It has no HDF5 lock either: files are
             # immutable once published, and locking fails on many network mounts.
             yield stack.enter_context(h5py.File(content, "r"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ntkdyn.errors import ConfigurationError, StorageError
+from ntkdyn.errors import ConfigurationError, StorageError, UntrustedFile
 from ntkdyn.store import files
 
 
@@ -104,3 +104,15 @@ def test_output_file_reads_back_what_a_full_disk_refused(tmp_path: Path, monkeyp
         assert file.seek(0, os.SEEK_END) == 150
         with pytest.raises(OSError, match="No space left"):
             file.sync()
+
+
+def test_only_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("fifo", "device"):
+        with pytest.raises(UntrustedFile, match=f"{name}: found no regular file"):
+            files.read(tmp_path / name)
+    with pytest.raises(StorageError, match="directory"):
+        files.read(tmp_path)
+    (tmp_path / "file").write_bytes(b"content")
+    assert files.read(tmp_path / "file", most_bytes=3) == b"con"

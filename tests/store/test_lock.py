@@ -162,3 +162,26 @@ def test_a_forked_child_writes_and_releases_nothing(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(RecordingExists, match=r"holds '.*' already"):
         RunWriter(tmp_path / "run", {})
+
+
+def test_an_owner_of_many_lines_is_named_in_one(tmp_path: Path) -> None:
+    strange = {"pid": 10**4000, "host": "a\nb" * 1000, "since": ["\n\x1b[31m"]}
+    (tmp_path / "LOCK").write_text(json.dumps(strange))
+    with pytest.raises(LockedRecording) as caught:
+        Lock(tmp_path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", ["[" * 60_000, '{"pid": ' + "1" * 10_000 + "}", "\udcff", "null", '{"pid": true}'])
+def test_a_lock_that_cannot_be_understood_is_stale(tmp_path: Path, content: str) -> None:
+    (tmp_path / "LOCK").write_bytes(content.encode(errors="surrogateescape"))
+    assert lock.owner_of(tmp_path) == {}
+    Lock(tmp_path).release()
+
+
+def test_a_fifo_is_no_lock(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "LOCK")
+    assert lock.owner_of(tmp_path) == {}
+    Lock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
