@@ -34,6 +34,7 @@ from ntkdyn.store.writer import RunWriter
 SEED = 20261125
 BATCH = 40
 SECONDS = 5.0
+CPU_SECONDS = 2  # of a whole batch, which takes a tenth of it; what spins is ended sooner than what sleeps
 MAX_BYTES = 2**26
 
 Read = Callable[[Path, bytes], str]
@@ -319,6 +320,7 @@ def in_child(count: int, work: Callable[[int], str]) -> list[str]:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             try:
                 for index in range(len(verdicts), count):
@@ -340,7 +342,9 @@ def in_child(count: int, work: Callable[[int], str]) -> list[str]:
                 break
             heard += part
         os.close(reading)
-        os.waitpid(process, 0)
+        _, status = os.waitpid(process, 0)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+            reason = "hang"
         verdicts += [json.loads(line) for line in heard.decode().splitlines()]
         if len(verdicts) < count:
             verdicts.append(reason)
