@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+# Before NumPy and torch are there to read it, for them and for the processes that tests start: two workers with two
+# threads each would only wait for one another on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -28,6 +32,12 @@ def _load(name: str) -> ModuleType:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long checks too, and bounded ones in full")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What a file's tests share, recorded runs and imported frameworks, is then made in one worker, not in each.
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "loadfile"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
