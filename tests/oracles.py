@@ -23,6 +23,18 @@ def ntk_by_loop(
     parameters: Sequence[str] | None = None,
 ) -> Any:
     """Empirical NTK in float64: every sample alone through the network, every output alone through autograd."""
+    return combined(full_by_loop(model, x1, x2, forward=forward, parameters=parameters), reduce, per)
+
+
+def full_by_loop(
+    model: nn.Module,
+    x1: Any,
+    x2: Any = None,
+    *,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    parameters: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """Full kernel [N, M, C, C] of each parameter, of which all others are made."""
     model = copy.deepcopy(model).double()
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if parameters is not None:
@@ -33,13 +45,20 @@ def ntk_by_loop(
     kernels: dict[str, Tensor] = {}
     for name in names:
         first, second = rows_1[name], rows_2[name]
-        full = torch.zeros(len(first), len(second), first.shape[1], second.shape[1], dtype=torch.float64)
+        kernels[name] = torch.zeros(len(first), len(second), first.shape[1], second.shape[1], dtype=torch.float64)
         for n, one in enumerate(first):
             for m, other in enumerate(second):
-                full[n, m] = one @ other.T
+                kernels[name][n, m] = one @ other.T
+    return kernels
+
+
+def combined(full: dict[str, Tensor], reduce: str, per: str | None) -> Any:
+    """Kernel out of the full ones of each parameter, in total or in blocks."""
+    kernels: dict[str, Tensor] = {}
+    for name, kernel in full.items():
         owner = name.rsplit(".", 1)[0] if "." in name else "<root>"
         key = {None: "", "parameter": name, "layer": owner}[per]
-        kernels[key] = kernels.get(key, 0) + _reduced(full, reduce)
+        kernels[key] = kernels.get(key, 0) + _reduced(kernel, reduce)
     return kernels[""] if per is None else kernels
 
 
