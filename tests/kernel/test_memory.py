@@ -94,7 +94,9 @@ def test_tiles_groups_and_chunks_change_nothing(
         nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Tanh(),
         nn.Flatten(), nn.Linear(96, 12), nn.ReLU(), nn.Linear(12, 5),
     ).double()  # fmt: skip
-    x1, x2 = torch.randn(12, 2, 6, 6).double(), None if symmetric else torch.randn(7, 2, 6, 6).double()
+    # Tiles of one sample are many: fewer samples then.
+    count, count_2 = (5, 3) if tile == 1 else (12, 7)
+    x1, x2 = torch.randn(count, 2, 6, 6).double(), None if symmetric else torch.randn(count_2, 2, 6, 6).double()
     metric = {"3.weight": torch.rand(6, 6, 3, 3), "6.bias": 0.5}
     expected = empirical_ntk(model, x1, x2, reduce=reduce, per="parameter", metric=metric, engine="reference")
     found = empirical_ntk(model, x1, x2, reduce=reduce, per="parameter", metric=metric)
