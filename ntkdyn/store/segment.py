@@ -27,7 +27,7 @@ import numpy as np
 
 from ..errors import DamagedRecording, NewerRecording, NtkdynError
 from ..probe import Field
-from . import hdf5, triangle
+from . import files, hdf5, triangle
 from .metadata import dump_json, load_json
 
 _VERSION = 1
