@@ -127,3 +127,16 @@ def test_a_run_is_read_while_xarray_has_it_open(writer: RunWriter, tmp_path: Pat
     with xr.open_datatree(tmp_path / "dense" / "run.h5", engine="h5netcdf") as tree:
         run = Run.open(tmp_path / "dense")
         np.testing.assert_array_equal(run["ntk/test/kernel"], tree["ntk/test/kernel"])
+
+
+@pytest.mark.parametrize(("entry", "value"), [("seed", "x" * 500), ("config", 3), ("results", [1.0])])
+def test_strange_entries_of_a_manifest_are_refused_where_they_are_asked_for(
+    entry: str, value: Any, tmp_path: Path
+) -> None:
+    RunWriter(tmp_path / "run", {entry: value}).close()
+    run = Run.open(tmp_path / "run")
+    with pytest.raises(
+        DamagedRecording, match=f"found {entry} .* in the manifest, expected a (whole|mapping)"
+    ) as error:
+        getattr(run, entry)
+    assert len(str(error.value)) < 300

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..errors import UndefinedMeasure, UnknownName
+from ..errors import DamagedRecording, UndefinedMeasure, UnknownName
 from ..plugins import load_study
 from ..probe import Field
 from ..store.compact import costs_of
@@ -76,18 +77,27 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """Configuration of the experiment, empty where none was recorded."""
-        return dict(self.manifest.get("config") or {})
+        return dict(self._entry("config", Mapping, "a mapping") or {})
 
     @property
     def seed(self) -> int | None:
         """Seed of the run, None where none was recorded."""
-        seed = self.manifest.get("seed")
-        return None if seed is None else int(seed)
+        seed: int | None = self._entry("seed", int, "a whole number")
+        return seed
 
     @property
     def results(self) -> dict[str, float]:
         """Final numbers of the experiment; NaN where a value does not exist."""
-        return dict(self.manifest.get("results") or {})
+        return dict(self._entry("results", Mapping, "a mapping") or {})
+
+    def _entry(self, name: str, kind: type, words: str) -> Any:
+        found = self.manifest.get(name)
+        if found is not None and not isinstance(found, kind):
+            raise DamagedRecording(
+                f"{self.path}: found {name} {reprlib.repr(found)} in the manifest, expected {words}; restore run.json "
+                "from a copy, or correct it and accept it by ntkdyn repair"
+            )
+        return found
 
     def costs(self) -> dict[str, dict[str, float]]:
         """What recording cost, by group: snapshots, seconds of measuring, bytes, and the share of the run's time.
