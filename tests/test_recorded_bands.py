@@ -82,6 +82,7 @@ def test_a_kernel_in_bands_is_the_kernel(
     np.testing.assert_allclose(run["ntk/kernel"][0], whole, rtol=1e-12, atol=1e-13)
     # What making the bands took is charged to the probe.
     assert run.costs()["ntk"]["seconds"] > 0.001
+    assert run.costs()["ntk"]["share"] <= 1
     recorder.close()
 
 

@@ -18,6 +18,9 @@ from .segment import EPOCH, STEP, Array, Declaration, create_array, header_crc, 
 # Larger segments are written piece by piece, so that they are not in memory twice.
 STREAMED_BYTES = 64 * 2**20
 
+# What stands beside the declarations of a segment; asked for at the end, as making bands takes its time.
+Facts = Callable[[], Mapping[str, Any]]
+
 
 @dataclass
 class Block:
@@ -55,7 +58,7 @@ class Block:
         return [1, (self.seconds or 0.0) + making, self.nbytes]
 
 
-def fill(file: h5py.File, blocks: Sequence[Block], facts: Mapping[str, Any], check: Callable[[], None]) -> None:
+def fill(file: h5py.File, blocks: Sequence[Block], facts: Facts, check: Callable[[], None]) -> None:
     """Write blocks, each of another group, into an empty file; ``check`` is called after each array."""
     for block in blocks:
         declaration = block.declaration
@@ -85,11 +88,11 @@ def fill(file: h5py.File, blocks: Sequence[Block], facts: Mapping[str, Any], che
             check()
     declarations = {block.declaration.group: block.declaration.to_json() for block in blocks}
     costs = {block.declaration.group: block.costs() for block in blocks if block.seconds is not None}
-    # At the end, when it is known what the bands took.
-    put_recording(file, {"declarations": declarations, **facts, "costs": costs})
+    # At the end, when it is known what the bands have taken.
+    put_recording(file, {"declarations": declarations, **facts(), "costs": costs})
 
 
-def publish_segment(path: Path, blocks: Sequence[Block], facts: Mapping[str, Any]) -> int:
+def publish_segment(path: Path, blocks: Sequence[Block], facts: Facts) -> int:
     """Write a segment, committed when this returns; its size in bytes.
 
     A small one is built in memory and written at once, a large one is streamed.

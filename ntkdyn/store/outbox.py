@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import DamagedRecording, StorageError
 from . import compact, files
-from .block import Block, publish_segment
+from .block import Block, Facts, publish_segment
 from .reader import Source
 from .verify import remember
 
@@ -30,7 +29,7 @@ _SETTLED = 2
 class _Waiting:
     name: str
     blocks: Sequence[Block]
-    facts: Mapping[str, Any]
+    facts: Facts
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +68,7 @@ class Outbox:
         """Whether everything is on the disk."""
         return not self._waiting and self._manifest is None
 
-    def add(self, stem: str, blocks: Sequence[Block], facts: Mapping[str, Any]) -> tuple[bool, bool]:
+    def add(self, stem: str, blocks: Sequence[Block], facts: Facts) -> tuple[bool, bool]:
         """Put a segment at the end and bring to the disk what it takes.
 
         Returns: whether everything is committed; whether this segment was kept (False: given up for want of memory).

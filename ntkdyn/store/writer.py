@@ -68,6 +68,8 @@ class RunWriter:
         self._closed = False
         self._process = os.getpid()
         self._opened = time.monotonic()
+        # A new run is opened when its first snapshot has been measured.
+        self._clock_is_late = after is None
         files.check_name(self.path.absolute().name, "run")
         fresh = {
             "format": FORMAT,
@@ -198,7 +200,7 @@ class RunWriter:
         part = Declaration(group, {name: declaration.fields[name] for name in given}, declaration.attributes, False)
         block = Block(part, (), (), {}, statics)
         self._declarations[group] = declaration
-        return self._outbox.add("static-0", [block], self._facts())[0]
+        return self._outbox.add("static-0", [block], self._facts)[0]
 
     def commit(
         self,
@@ -228,9 +230,12 @@ class RunWriter:
             block.seconds = float((seconds or {}).get(block.declaration.group, 0.0))
             self._written[block.declaration.group].add(int(step))
             self._statics_done.add(block.declaration.group)
+        if self._clock_is_late:
+            self._opened -= sum(block.seconds or 0.0 for block in blocks)
+            self._clock_is_late = False
         kept = not any(block.in_bands for block in blocks)
         try:
-            done, kept = self._outbox.add(f"seg-0-{int(step):012d}-{int(step):012d}", blocks, self._facts())
+            done, kept = self._outbox.add(f"seg-0-{int(step):012d}-{int(step):012d}", blocks, self._facts)
         finally:
             if not kept:
                 self._forget(int(step), blocks)

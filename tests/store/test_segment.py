@@ -35,7 +35,7 @@ def test_image_round_trip_keeps_every_bit(data: st.DataObject, dtype: str, shape
     stored = declaration.fields["a.b/x"]
     with hdf5.in_memory() as file:
         block = Block(declaration, [7], [0.5], {"a.b/x": array[None]}, {})
-        fill(file, [block], {"level": 0}, lambda: None)
+        fill(file, [block], lambda: {"level": 0}, lambda: None)
         image = hdf5.image(file)
     with h5py.File(io.BytesIO(image), "r") as file:
         found = segment.get_declarations(segment.get_recording(file, Path("x")))["probe/set"]
@@ -103,7 +103,7 @@ def test_equal_segments_are_equal_bytes() -> None:
         with hdf5.in_memory() as first, hdf5.in_memory() as second:
             for file in (first, second):
                 rows = np.arange(100, dtype="<f4")[None]
-                fill(file, [Block(declaration, [3], [0.5], {"x": rows}, {})], {}, lambda: None)
+                fill(file, [Block(declaration, [3], [0.5], {"x": rows}, {})], dict, lambda: None)
                 images.append(hdf5.image(file))
     assert len(set(images)) == 1
 
