@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import itertools
 import math
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .errors import ConfigurationError, MissingPackage, StorageError, UnknownName
+from .errors import ConfigurationError, MissingPackage, UnknownName
 from .probe import Field
 from .results import Run, Sweep
 from .store.files import refuse_existing
@@ -26,8 +25,6 @@ from .store.metadata import dump_json
 MAX_ROWS = 5_000_000
 # Entries of an array that become curves of their own in TensorBoard.
 MAX_CURVES = 64
-# Openings of a run in progress whose segments are merged while they are read.
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -170,15 +167,6 @@ def _write_parquet(run: Run, out: Path) -> dict[str, str]:
 
 
 def _write_netcdf(run: Run, out: Path) -> dict[str, str]:
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            run.to_netcdf(out)
-            return {}
-        except StorageError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            # Its process has merged segments meanwhile.
-            run = Run.open(run.path)
     run.to_netcdf(out)
     return {}
 

@@ -16,10 +16,11 @@ import xarray as xr
 import ntkdyn.export
 from ntkdyn.cli import main
 from ntkdyn.commands.export import export as command
-from ntkdyn.errors import ConfigurationError, MissingPackage, RecordingExists, UnknownName
+from ntkdyn.errors import ConfigurationError, MissingPackage, RecordingExists, ReplacedFile, UnknownName
 from ntkdyn.export import export
 from ntkdyn.probe import Field
 from ntkdyn.results import Run, Sweep
+from ntkdyn.store import compact
 from ntkdyn.store.writer import RunWriter
 
 STEPS = [0, 5, 10]
@@ -122,6 +123,49 @@ def test_netcdf_of_many_snapshots_takes_no_more_memory(tmp_path: Path, monkeypat
     few, many = peak(8), peak(64)
     assert many - few < 2**20  # of 14 MiB more
     assert many < 8 * 2**20
+
+
+@pytest.mark.parametrize("to", ["csv", "netcdf"])
+def test_a_run_in_progress_is_exported_as_it_was_opened(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "FAN", 3)
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare("norm", [Field(name="norm", dtype="f8"), Field(name="other", dtype="f8")])
+
+    def record(steps: range) -> None:
+        for step in steps:
+            writer.commit(step, None, {"norm": {"norm": step, "other": -step}})
+
+    record(range(5))
+    run = Run.open(tmp_path / "run")
+    # Merged in between, and longer; then packed.
+    record(range(5, 8))
+    export(run, to, tmp_path / "first")
+    record(range(8, 10))
+    writer.close()
+    export(run, to, tmp_path / "second")
+    for name in ("first", "second"):
+        if to == "csv":
+            assert table(tmp_path / name, "norm", "csv")["other"].tolist() == [0, -1, -2, -3, -4]
+        else:
+            assert Run.open(tmp_path / name)["norm/other"].tolist() == [0, -1, -2, -3, -4]
+    assert run.steps("norm").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_run_that_branched_off_meanwhile_is_said_to_be_another(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare("norm", [Field(name="norm", dtype="f8")])
+    for step in range(5):
+        writer.commit(step, None, {"norm": {"norm": step}})
+    writer.close()
+    run = Run.open(tmp_path / "run")
+    writer = RunWriter(tmp_path / "run", {}, after=2)
+    writer.declare("norm", [Field(name="norm", dtype="f8")])
+    writer.commit(3, None, {"norm": {"norm": 7}})
+    writer.close()
+    with pytest.raises(ReplacedFile, match="was continued from an earlier step, or pruned, while it was read"):
+        run["norm/norm"]
 
 
 def test_netcdf_of_a_run_whose_segments_are_merged_meanwhile(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ..plugins import load_study
 from ..probe import Field
 from ..store.compact import costs_of
 from ..store.declare import coordinate_array, folder_of
+from ..store.files import refuse_existing
 from ..store.pack import write_packed
 from ..store.reader import RunReader
 from ..store.recorded_array import RecordedArray
@@ -232,12 +233,12 @@ class Run:
         return xr.DataTree.from_dict({"/": xr.Dataset(attrs=dict(self.manifest)), **tree}, name=self.name)
 
     def to_netcdf(self, path: str | Path) -> None:
-        """Write all arrays into one file that netCDF-4 readers and ``Run.open`` read; a few snapshots at a time.
+        """Write all arrays into one new file that netCDF-4 readers and ``Run.open`` read; a few snapshots at a time.
 
-        Raises: StorageError, with ENOENT where files of a run in progress were merged since it was opened.
-            DamagedRecording: a checksum is wrong.
+        Raises: RecordingExists: there is something; it stays.  StorageError.  DamagedRecording: a checksum is wrong.
         """
-        write_packed(self._reader, Path(path))
+        refuse_existing(Path(path))
+        self._reader.again(lambda: write_packed(self._reader, Path(path)))
 
     def analyze(self, name: str) -> xr.Dataset:
         """Return the numbers of a study of one run, such as "kernel_distance".

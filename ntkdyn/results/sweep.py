@@ -59,7 +59,7 @@ class Sweep:
             for planned in manifest["plan"]:
                 for part in str(planned["run"]).split("/"):
                     files.check_name(part, "run")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedRecording(
                 f"{folder} is no sweep: {type(error).__name__}: {error}; expected a sweep.json as ntkdyn sweep writes "
                 "it; give the folder of the sweep"

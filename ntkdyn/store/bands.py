@@ -26,7 +26,7 @@ from .segment import (
     stored_dtype,
 )
 
-# Bytes of a band that is read.
+# Bytes of a band that is read, which has at least one entry of the first axis.
 BAND_BYTES = 64 * 2**20
 # Arrays beyond this stay on the disk where only the last row is wanted.
 _LARGE_BYTES = 2**30

@@ -92,8 +92,8 @@ def fill(file: h5py.File, blocks: Sequence[Block], facts: Facts, check: Callable
     put_recording(file, {"declarations": declarations, **facts(), "costs": costs})
 
 
-def publish_segment(path: Path, blocks: Sequence[Block], facts: Facts) -> int:
-    """Write a segment, committed when this returns; its size in bytes.
+def publish_segment(path: Path, blocks: Sequence[Block], facts: Facts) -> None:
+    """Write a segment, committed when this returns.
 
     A small one is built in memory and written at once, a large one is streamed.
 
@@ -104,8 +104,6 @@ def publish_segment(path: Path, blocks: Sequence[Block], facts: Facts) -> int:
             fill(file, blocks, facts, lambda: None)
             content = hdf5.image(file)
         files.publish(path, content)
-        return len(content)
-    with files.publishing(path) as output:
-        with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
-            fill(file, blocks, facts, output.check)
-        return output.seek(0, 2)
+        return
+    with files.publishing(path) as output, h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
+        fill(file, blocks, facts, output.check)

@@ -169,7 +169,7 @@ class OutputFile(io.RawIOBase):
         self._target = target or path
         self._descriptor = create(path)
         self._position = 0
-        self._failure: OSError | None = None
+        self._failure: BaseException | None = None
         self._unwritten: list[tuple[int, bytes]] = []
 
     def readable(self) -> bool:
@@ -201,7 +201,7 @@ class OutputFile(io.RawIOBase):
         try:
             while done < len(whole) and self._failure is None:
                 done += write(self._descriptor, whole[done:], self._position + done)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too: h5py would turn it into an error of its own
             self._failure = error
         if done < len(whole):
             self._unwritten.append((self._position + done, bytes(whole[done:])))
@@ -223,12 +223,12 @@ class OutputFile(io.RawIOBase):
         length = self._position if size is None else size
         try:
             truncate(self._descriptor, length)
-        except OSError as error:
+        except BaseException as error:
             self._failure = self._failure or error
         return length
 
     def check(self) -> None:
-        """Raise StorageError for the first write that failed, if one did."""
+        """Raise StorageError for the first write that failed, if one did; an interruption of it as it was."""
         if self._failure is not None:
             with storage_errors("write", self._target):
                 raise self._failure

@@ -6,6 +6,7 @@ A commit makes a file of a few arrays and attributes, so that its time is that o
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -38,8 +39,10 @@ _numbers = itertools.count()
 @contextmanager
 def in_memory() -> Iterator[h5py.File]:
     """A new file without a place on the disk; ``image`` gives its bytes while it is open."""
-    # HDF5 knows files by their names, those in memory too, and opens none twice.
-    with h5py.File(h5f.create(f"segment {next(_numbers)}".encode(), h5f.ACC_TRUNC, _NEW_FILE, _IN_MEMORY)) as file:
+    # HDF5 knows files by their names, those in memory too, and opens none twice; what lies on the disk under such a
+    # name it would read first, so that it must be one under which nothing can lie.
+    name = os.path.join(os.devnull, str(next(_numbers)))
+    with h5py.File(h5f.create(name.encode(), h5f.ACC_TRUNC, _NEW_FILE, _IN_MEMORY)) as file:
         yield file
 
 

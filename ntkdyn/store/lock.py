@@ -34,7 +34,7 @@ def _state_and_start(process: int) -> tuple[str, str | None]:
     """State letter of a process and its start time in ticks since the boot; "", None where the system does not tell."""
     try:
         # After the name of the program, which may hold spaces and brackets.
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return fields[0], fields[19]
     except (OSError, IndexError):
         return "", None
@@ -62,9 +62,9 @@ def _myself() -> dict[str, Any]:
 def _is_alive(process: int, started: str | None) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (OSError, OverflowError):  # somebody else's process
+    except OSError:  # somebody else's process
         pass
     state, found = _state_and_start(process)
     # A zombie has ended; a number is given to new processes after a while.

@@ -39,7 +39,8 @@ def encode_manifest(entries: Mapping[str, Any]) -> bytes:
 
 
 def _checksum(entries: Mapping[str, Any]) -> int:
-    return zlib.crc32(dump_json(entries).encode())
+    # As it reads: two halves of a pair of surrogates become one sign on the way.
+    return zlib.crc32(dump_json(load_json(dump_json(entries))).encode())
 
 
 def read_manifest(path: Path, *, edited: bool = False) -> dict[str, Any]:

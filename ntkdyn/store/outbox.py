@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ PENDING_BYTES = 256 * 2**20
 _SETTLED = 2
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     name: str
     blocks: Sequence[Block]
@@ -68,30 +68,38 @@ class Outbox:
         """Whether everything is on the disk."""
         return not self._waiting and self._manifest is None
 
-    def add(self, stem: str, blocks: Sequence[Block], facts: Facts) -> tuple[bool, bool]:
-        """Put a segment at the end and bring to the disk what it takes.
+    def add(self, stem: str, blocks: Sequence[Block], facts: Facts, given_up: Callable[[], None]) -> bool:
+        """Put a segment at the end and bring to the disk what it takes; whether everything is committed.
 
-        Returns: whether everything is committed; whether this segment was kept (False: given up for want of memory).
-        Raises: what bands of the segment raise while they are made; it is not kept then.
+        ``given_up`` is called where the segment is: for want of memory, or because its bands, which can be made now
+        only, from the network as it is, fail or cannot be written.
+
+        Raises: what bands of the segment raise while they are made.
         """
         one = _Waiting(self._free_name(stem), blocks, facts)
         self._waiting.append(one)
         try:
             done = self.flush()
         except BaseException:
-            # Its bands can be made now only, from the network as it is.
-            if one.in_bands and one in self._waiting:
-                self._waiting.remove(one)
+            self._keep_or_give_up(one, given_up, named=False)
             raise
-        if not self._waiting or self._waiting[-1] is not one:
-            return done, True
+        self._keep_or_give_up(one, given_up, named=True)
+        return done
+
+    def _keep_or_give_up(self, one: _Waiting, given_up: Callable[[], None], *, named: bool) -> None:
+        """Of a segment that the disk has not taken, copy what belongs to the caller, or let it go."""
+        if one not in self._waiting:
+            return
         too_much = len(self._waiting) > 1 and sum(one.nbytes for one in self._waiting) > PENDING_BYTES
-        if one.in_bands or too_much:
-            self.lost += _steps(self._waiting.pop().blocks)
-            return False, False
-        for block in blocks:
+        steps = _steps(one.blocks)
+        # What belongs to no step is needed to understand the run, and comes once.
+        if one.in_bands or (too_much and steps):
+            self._waiting.remove(one)
+            self.lost += steps if named else []
+            given_up()
+            return
+        for block in one.blocks:
             block.own()
-        return False, True
 
     def set_manifest(self, content: bytes) -> bool:
         """Put run.json, in place of one that has not been written yet, and bring to the disk what it takes."""
@@ -104,17 +112,26 @@ class Outbox:
             while self._waiting:
                 one = self._waiting[0]
                 target = self._folder / "segments" / one.name
-                publish_segment(target, one.blocks, one.facts)
-                remember(target)
+                try:
+                    publish_segment(target, one.blocks, one.facts)
+                except BaseException as error:
+                    # Behind the rename readers see it. It is written again only where a disk has failed, and it is
+                    # still the same.
+                    if target.exists() and (one.in_bands or not isinstance(error, StorageError)):
+                        self._waiting.popleft()
+                    raise
                 self._waiting.popleft()
+                remember(target)
                 self._levels.setdefault(0, []).append(target)
             if self._manifest is not None:
                 files.publish(self._folder / "run.json", self._manifest)
                 self._manifest = None
         except StorageError as error:
             if not self._warned:
+                lost = any(one.in_bands for one in self._waiting)
+                new = "this snapshot, larger than memory, is given up" if lost else "what is new waits in memory and is"
                 warnings.warn(
-                    f"{error}; training goes on, what is new waits in memory and is tried again at the next commit",
+                    f"{error}; training goes on, {new}{'' if lost else ' tried again at the next commit'}",
                     RuntimeWarning,
                     stacklevel=5,
                 )

@@ -37,7 +37,7 @@ from .segment import (
     selected,
     stored_dtype,
 )
-from .verify import batches, remember
+from .verify import ANY_SIZE, batches, remember
 
 AUTOMATIC_BYTES = 2**30
 _CHUNK = 2**20
@@ -55,7 +55,7 @@ def pack_when_small(path: Path) -> bool:
     if size > AUTOMATIC_BYTES:
         return False
     try:
-        pack_locked(RunReader.open(path))
+        pack_locked(RunReader.open(path, max_bytes=ANY_SIZE))
     except (StorageError, DamagedRecording) as error:
         warnings.warn(f"{error}; {path} stays unpacked, its segments are complete", RuntimeWarning, stacklevel=4)
         return False
@@ -72,7 +72,7 @@ def pack(path: str | Path, *, trusted: bool = False) -> Path:
     """
     lock = Lock(Path(path)) if Path(path).is_dir() else None
     try:
-        return pack_locked(RunReader.open(path, trusted=trusted))
+        return pack_locked(RunReader.open(path, trusted=trusted, max_bytes=ANY_SIZE))
     finally:
         if lock is not None:
             lock.release()
@@ -93,13 +93,19 @@ def pack_locked(reader: RunReader) -> Path:
 def write_packed(reader: RunReader, target: Path) -> None:
     """Write all that a reader shows into one file, piece by piece, and compare it with the CRCs; nothing is removed.
 
-    Raises: StorageError, with ENOENT where a segment was merged away meanwhile.  DamagedRecording: a segment is.
+    Raises: StorageError.  DamagedRecording: a segment is.  FileNotFoundError: a segment was merged away meanwhile.
     """
-    with files.publishing(target) as output:
-        with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
-            sums = _Packing(file, reader, output.check).run()
-        output.sync()
-        compare_sums(output.path, sums)
+    try:
+        with files.publishing(target) as output:
+            with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
+                sums = _Packing(file, reader, output.check).run()
+            output.sync()
+            compare_sums(output.path, sums)
+    except StorageError as error:
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError) and cause.filename in {str(source.path) for source in reader.sources}:
+            raise cause from None
+        raise
 
 
 def _keep_superseded(reader: RunReader) -> None:

@@ -11,6 +11,7 @@ from .lock import Lock
 from .pack import pack_locked
 from .reader import RunReader
 from .repair import recording_files, repair_locked
+from .verify import ANY_SIZE
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ def prune(path: str | Path, *, every: int) -> Pruned:
     folder = Path(path)
     if folder.is_file():
         raise DamagedRecording(f"{folder} is a file, expected the folder of a run; give the folder in which it lies")
-    RunReader.open(folder)
+    RunReader.open(folder, max_bytes=ANY_SIZE)
     lock = Lock(folder)
     try:
         repair_locked(folder)
-        reader = RunReader.open(folder)
+        reader = RunReader.open(folder, max_bytes=ANY_SIZE)
         before = {group: len(reader.places(group)) for group in reader.groups()}
         size = _size(folder)
         reader.thin(lambda index, count: index % every == 0 or index == count - 1)

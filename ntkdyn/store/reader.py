@@ -70,14 +70,7 @@ class Source:
                 for field in entry.fields.values()
                 if entry.is_static(field) and entry.path(field) in file
             )
-            branch = tuple(int(step) for step in recording.get("branch", ()))
-            # What a stranger wrote there must be numbers before anybody adds them up.
-            costs = {
-                str(group): [int(count), float(seconds), int(size)]
-                for group, (count, seconds, size) in dict(recording.get("costs", {})).items()
-            }
-            facts = {**recording, "costs": costs, "elapsed": float(recording.get("elapsed", 0.0))}
-            return Source(path, declarations, axes, statics, branch, facts, *found)
+            return Source(path, declarations, axes, statics, recording["branch"], recording, *found)
 
     def opened(self) -> AbstractContextManager[h5py.File]:
         """Open the file again.  Raises: ReplacedFile: there is another in its place.  As ``segment.opened``."""
@@ -139,7 +132,7 @@ class RunReader:
         self.declarations: dict[str, Declaration] = {}
         self._places: dict[str, list[Place]] = {}
         self._rows: dict[tuple[str, int], list[tuple[int, int]]] = {}
-        self._again(self._load)
+        self.again(self._load)
 
     @classmethod
     def open(
@@ -154,12 +147,12 @@ class RunReader:
         """
         return cls(Path(path), trusted=trusted, max_bytes=max_bytes, max_ratio=max_ratio)
 
-    def _again(self, action: Callable[[], _Result]) -> _Result:
-        """Run an action, again from a new listing where a file has been packed away meanwhile."""
+    def again(self, action: Callable[[], _Result]) -> _Result:
+        """Run an action, again from a new listing where a file has been packed away or replaced meanwhile."""
         for attempt in range(_ATTEMPTS - 1):
             try:
                 if attempt and action != self._load:
-                    self._load()
+                    self._find_again()
                 return action()
             except ReplacedFile:
                 # As packing and pruning do with run.h5; the new file is checked before it is read.
@@ -171,6 +164,21 @@ class RunReader:
                 files_of(self.path)
                 time.sleep(0.005 * attempt)
         return action()
+
+    def _find_again(self) -> None:
+        """Show the same snapshots, from the files in which they are now."""
+        shown, declared, sources = self._places, self.declarations, self.sources
+        self._load()
+        self.declarations = declared
+        steps = {group: {place.step for place in ordered} for group, ordered in shown.items()}
+        now = {group: [one for one in self._places.get(group, ()) if one.step in steps[group]] for group in shown}
+        self._show(now)
+        if any(len(now[group]) < len(shown[group]) for group in shown):
+            self.sources = sources
+            self._show(shown)
+            raise ReplacedFile(
+                f"{self.path} was continued from an earlier step, or pruned, while it was read; open it again"
+            )
 
     def _load(self) -> None:
         paths = files_of(self.path)
@@ -302,7 +310,7 @@ class RunReader:
 
         Raises: UnknownName: no such array with steps.  DamagedRecording.  IndexError: there is no such snapshot.
         """
-        return self._again(lambda: self._read_rows(name, indices))
+        return self.again(lambda: self._read_rows(name, indices))
 
     def _read_rows(self, name: str, indices: Sequence[int]) -> Array:
         entry, field = self.owner(name)
@@ -328,31 +336,31 @@ class RunReader:
 
         Raises: as ``read_rows``.
         """
-        return self._again(lambda: self._read_part(name, index, first, others))
+        return self.again(lambda: self._read_part(name, index, first, others))
 
     def _read_part(self, name: str, index: int, first: int | slice, others: tuple[int | slice, ...]) -> Array:
         entry, field = self.owner(name)
         place = self.places(entry.group)[index]
         source = self.sources[place.source]
         steps = source.axes[entry.group][0].tolist()
+        # Tried on an array without memory, so that a wrong index is not taken for a damaged file.
+        empty = np.broadcast_to(np.zeros((), np.dtype(object if field.dtype == "str" else field.dtype)), field.shape)
+        found = np.empty_like(empty[(first, *others)], order="C", subok=False)
+        wanted = np.atleast_1d(np.arange(field.shape[0])[first])
+        row: Array | None = None
         with source.opened() as file:
-            if not is_read_in_bands(file[name], field):
-                row = get_array(file, source.path, entry, field, steps, [place.row])[0]
-                return np.asarray(row[(first, *others)])
-            wanted = np.atleast_1d(np.arange(field.shape[0])[first])
-            parts: dict[int, Array] = {}
-            for here, band in checked_bands(file, source.path, entry, field, steps, place.row):
-                for position in np.flatnonzero((wanted >= here.start) & (wanted < here.stop)).tolist():
-                    parts[position] = band[(int(wanted[position]) - here.start, *others)].copy()
-            if isinstance(first, int):
-                return parts[0]
-            if not parts:
-                return np.empty((1, *field.shape[1:]), field.dtype)[(slice(0, 0), *others)]
-            return np.stack([parts[position] for position in range(len(wanted))])
+            if is_read_in_bands(file[name], field):
+                lines = found.reshape(len(wanted), *found.shape[found.ndim - empty[(0, *others)].ndim :])
+                for here, band in checked_bands(file, source.path, entry, field, steps, place.row):
+                    for position in np.flatnonzero((wanted >= here.start) & (wanted < here.stop)).tolist():
+                        lines[position] = band[(int(wanted[position]) - here.start, *others)]
+                return found
+            row = get_array(file, source.path, entry, field, steps, [place.row])[0]
+        return np.asarray(row[(first, *others)])
 
     def read_many(self, names: Sequence[str]) -> dict[str, Array]:
         """Several arrays; each file is opened once."""
-        return self._again(lambda: self._read_many(names))
+        return self.again(lambda: self._read_many(names))
 
     def _read_many(self, names: Sequence[str]) -> dict[str, Array]:
         arrays: dict[str, Array] = {}

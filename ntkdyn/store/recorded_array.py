@@ -64,8 +64,9 @@ class RecordedArray:
             listed = np.arange(len(self))[np.asarray(first, dtype=None if len(first) else int)]
             return np.asarray(self._reader.read_rows(self.name, listed.tolist())[(slice(None), *others)])
         place = operator.index(first)
-        if others and all(isinstance(one, (int, slice)) for one in others):
-            return self._reader.read_part(self.name, place, *others)
+        if others and all(isinstance(one, (int, np.integer, slice)) and not isinstance(one, bool) for one in others):
+            basic = [one if isinstance(one, slice) else int(one) for one in others]
+            return self._reader.read_part(self.name, place, *basic)
         row = self._reader.read_rows(self.name, [place])[0]
         return np.asarray(row[tuple(others)] if others else row)
 

@@ -18,14 +18,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import DamagedRecording, EditedManifest, MissingRecording, NewerRecording, NtkdynError
+from ..errors import DamagedRecording, EditedManifest, MissingRecording, NewerRecording, NtkdynError, StorageError
 from . import files
 from .lock import NAME as LOCK
 from .lock import Lock, owner_of, refuse_locked
 from .manifest import differences, encode_manifest, read_manifest, resumed_after
 from .reader import Source
 from .segment import FORMAT, Array, Declaration
-from .verify import MAX_BYTES, MAX_RATIO, examine, refuse_replaced
+from .verify import ANY_SIZE, MAX_RATIO, examine, refuse_replaced
 
 QUARANTINE = "quarantine"
 SUPERSEDED = "superseded"
@@ -153,14 +153,14 @@ def repair_locked(folder: Path) -> tuple[str, ...]:
 def _examined(folder: Path) -> dict[Path, NtkdynError | None]:
     """The problem of each file of a run, None for sound ones.
 
-    Raises: NewerRecording: the manifest or a file is of a later version, so that nothing can be said about damage.
+    Raises: NewerRecording, StorageError: a file is of a later version or cannot be read, which is no damage.
     """
     if folder.is_dir():
         with suppress(FileNotFoundError, DamagedRecording):
             read_manifest(folder)
-    problems = examine(recording_files(folder))
+    problems = examine(recording_files(folder), max_bytes=ANY_SIZE)
     for problem in problems.values():
-        if isinstance(problem, NewerRecording):
+        if isinstance(problem, (NewerRecording, StorageError)):
             raise problem
     return problems
 
@@ -192,8 +192,11 @@ def _mended_manifest(folder: Path, problem: DamagedRecording) -> str:
     """Publish a run.json that can be read in place of a damaged one."""
     if isinstance(problem, EditedManifest):
         manifest = read_manifest(folder, edited=True)
-        with suppress(DamagedRecording):
+        try:
             resumed_after(manifest)
+        except DamagedRecording:
+            pass
+        else:
             files.publish(folder / "run.json", encode_manifest(manifest))
             return f"run.json: accepted as it stands, not as ntkdyn wrote it; {_against_packed(folder, manifest)}"
     _quarantine(folder, folder / "run.json")
@@ -222,14 +225,19 @@ def _manifest_again(folder: Path, what: str) -> str:
         if source.facts.get("manifest"):
             manifest = dict(source.facts["manifest"])
             origin = "from run.h5"
-    if branch and len(branch) > len(manifest.get("branches") or ()):  # type: ignore[arg-type]
+    try:
+        known = resumed_after(manifest)
+    except DamagedRecording:
+        known = []
+        del manifest["branches"]
+    if len(branch) > len(known):
         manifest["branches"] = [{"after": step} for step in branch]
     files.publish(folder / "run.json", encode_manifest(manifest))
     return f"run.json: {what}; made again {origin}"
 
 
 def _source(path: Path) -> Source:
-    return Source.open(path, partial(refuse_replaced, max_bytes=MAX_BYTES, max_ratio=MAX_RATIO))
+    return Source.open(path, partial(refuse_replaced, max_bytes=ANY_SIZE, max_ratio=MAX_RATIO))
 
 
 def _redundant(folder: Path, paths: list[Path]) -> list[Path]:

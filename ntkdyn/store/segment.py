@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import h5py
@@ -183,7 +184,16 @@ def opened(path: Path, accept: Callable[[Identity], object] | None = None) -> It
             yield stack.enter_context(h5py.File(content, "r"))
     except (FileNotFoundError, NtkdynError):
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, AttributeError) as error:
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise DamagedRecording(
             f"{path} is damaged or no recording: {reason}; expected an HDF5 file written by ntkdyn; "
@@ -205,7 +215,7 @@ def refuse_newer(path: Path, found: Any) -> None:
 
 
 def get_recording(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Return the root JSON of a file of a recording.
+    """Return the root JSON of a file of a recording, inside ``opened``: branch, costs and elapsed are numbers.
 
     Raises: NewerRecording.  DamagedRecording: a foreign HDF5 file, another format, or a wrong checksum.
     """
@@ -224,8 +234,15 @@ def get_recording(file: h5py.File, path: Path) -> dict[str, Any]:
             "restore it from a copy"
         )
     recording = load_json(text)
-    if not isinstance(recording, dict):
+    if not isinstance(recording, dict) or not isinstance(recording.get("manifest"), (dict, NoneType)):
         raise DamagedRecording(f"{path} is damaged in its description: found no mapping; restore it from a copy")
+    # What a stranger wrote there must be numbers before anybody counts with them.
+    recording["branch"] = tuple(int(step) for step in recording.get("branch", ()))
+    recording["costs"] = {
+        str(group): [int(count), float(seconds), int(size)]
+        for group, (count, seconds, size) in dict(recording.get("costs", {})).items()
+    }
+    recording["elapsed"] = float(recording.get("elapsed", 0.0))
     return recording
 
 

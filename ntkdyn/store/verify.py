@@ -43,6 +43,8 @@ from .segment import (
 )
 
 MAX_BYTES = 2 * 2**30
+# For who keeps a recording in order: nothing is read whole, and memory is bounded by the size of the files.
+ANY_SIZE = 2**62
 MAX_RATIO = 200.0
 _FILTERS = {
     h5py.h5z.FILTER_DEFLATE: "gzip",
@@ -312,7 +314,7 @@ def batches(count: int, row_bytes: int) -> Iterator[list[int]]:
         yield list(range(start, min(start + size, count)))
 
 
-def _limit(seconds: int, max_bytes: int) -> None:
+def _limit(seconds: int, max_bytes: int, largest_file: int) -> None:
     try:
         import resource
     except ImportError:  # no such limits on Windows; the wall time holds there
@@ -320,7 +322,8 @@ def _limit(seconds: int, max_bytes: int) -> None:
     used = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
     )
-    ceiling = used + 2 * max_bytes + _MEMORY
+    # A row that is stored as its triangle takes three times its bytes in the file while it is unpacked.
+    ceiling = used + min(2 * max_bytes, max(2 * MAX_BYTES, 3 * largest_file)) + _MEMORY
     for limit, wanted in ((resource.RLIMIT_AS, ceiling), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(limit)
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -330,7 +333,8 @@ def _limit(seconds: int, max_bytes: int) -> None:
 def main() -> None:
     """The child: reads a request from stdin, answers one line at the begin and one at the end of each file."""
     request: dict[str, Any] = json.load(sys.stdin)
-    _limit(request["seconds"], request["max_bytes"])
+    largest = max((Path(name).stat().st_size for name in request["paths"] if Path(name).exists()), default=0)
+    _limit(request["seconds"], request["max_bytes"], largest)
 
     def answer(entry: Mapping[str, Any]) -> None:
         sys.stdout.write(json.dumps(entry) + "\n")
@@ -349,10 +353,7 @@ def main() -> None:
         except FileNotFoundError as error:
             kind, message = "missing", f"{name}: {error.strerror}; expected a file of a recording; check the path"
         except MemoryError:
-            kind, message = (
-                "untrusted",
-                f"{name}: needs more memory than max_bytes={request['max_bytes']} allows; raise it",
-            )
+            kind, message = "storage", f"{name}: checking it needs more memory than max_bytes allows; raise it"
         except (NtkdynError, OSError) as error:
             kind, message = "damaged", str(error)
         answer({"file": number, "kind": kind, "message": message})

@@ -38,6 +38,7 @@ from .metadata import dump_json
 from .outbox import Outbox
 from .reader import RunReader
 from .segment import FORMAT, TEXT, Array, Declaration
+from .verify import ANY_SIZE
 
 
 class RunWriter:
@@ -125,7 +126,7 @@ class RunWriter:
             except (FileNotFoundError, DamagedRecording):
                 pass
             self.repaired = repair_locked(self.path)
-            reader = RunReader.open(self.path)
+            reader = RunReader.open(self.path, max_bytes=ANY_SIZE)
             refuse_differences(self.path, reader.manifest, fresh, same)
             self._declarations = dict(reader.declarations)
             self._written = {
@@ -200,7 +201,7 @@ class RunWriter:
         part = Declaration(group, {name: declaration.fields[name] for name in given}, declaration.attributes, False)
         block = Block(part, (), (), {}, statics)
         self._declarations[group] = declaration
-        return self._outbox.add("static-0", [block], self._facts)[0]
+        return self._outbox.add("static-0", [block], self._facts, lambda: None)
 
     def commit(
         self,
@@ -233,13 +234,8 @@ class RunWriter:
         if self._clock_is_late:
             self._opened -= sum(block.seconds or 0.0 for block in blocks)
             self._clock_is_late = False
-        kept = not any(block.in_bands for block in blocks)
-        try:
-            done, kept = self._outbox.add(f"seg-0-{int(step):012d}-{int(step):012d}", blocks, self._facts)
-        finally:
-            if not kept:
-                self._forget(int(step), blocks)
-        return done
+        stem = f"seg-0-{int(step):012d}-{int(step):012d}"
+        return self._outbox.add(stem, blocks, self._facts, lambda: self._forget(int(step), blocks))
 
     def _forget(self, step: int, blocks: Sequence[Block]) -> None:
         for block in blocks:
@@ -321,6 +317,8 @@ class RunWriter:
             if name not in arrays:
                 raise ProbeError(f"field '{group}/{name}' at step {step}: found nothing, expected {list(field.shape)}")
             if isinstance(arrays[name], Bands):
+                if field.static or not field.shape or field.dtype == TEXT:
+                    raise ProbeError(f"field '{group}/{name}': found Bands, expected an array; they are for numbers")
                 rows[name] = BandedRow(declaration, field, arrays[name])
                 continue
             array = _fitting(declaration, field, arrays[name])

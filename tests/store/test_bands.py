@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ import h5py
 import numpy as np
 import pytest
 
-from ntkdyn.errors import DamagedRecording, ProbeError
+from ntkdyn.errors import DamagedRecording, ProbeError, UntrustedFile
 from ntkdyn.probe import Bands, Field
 from ntkdyn.results import Run
-from ntkdyn.store import bands, compact, files
+from ntkdyn.store import bands, compact, files, outbox
+from ntkdyn.store import verify as verify_module
 from ntkdyn.store.pack import pack
 from ntkdyn.store.reader import RunReader
-from ntkdyn.store.repair import verify
+from ntkdyn.store.repair import repair, verify
 from ntkdyn.store.writer import RunWriter
 
 SIZE = 40
@@ -63,8 +65,10 @@ def test_bands_are_read_back_bit_for_bit_in_every_state_of_a_run(
             for part in ((5,), (-1, 2), (slice(3, 29, 5),), (slice(None), 4), (slice(30, 2, -3), slice(1, 3)),
                          (slice(4, 4), 1), (slice(4, 4),)):  # fmt: skip
                 assert np.array_equal(lazy[(index, *part)], expected[(index, *part)]), part
-        with pytest.raises(IndexError):
-            lazy[0, SIZE]
+        assert lazy[0, np.int64(3), np.intp(2)] == expected[0, 3, 2]
+        for wrong, error in ((SIZE, IndexError), (slice(None, None, 0), ValueError), (slice("a", None), TypeError)):
+            with pytest.raises(error):
+                lazy[0, wrong]
 
     check(tmp_path / "run")
     writer.close(pack=False)
@@ -147,6 +151,123 @@ def test_a_refusing_disk_costs_the_snapshot_and_no_more(tmp_path: Path, monkeypa
     assert reader.steps("ntk").tolist() == [1]
     assert np.array_equal(reader.read("ntk/kernel")[0], kernel(1))
     assert not list((tmp_path / "run").rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("large", [True, False])
+@pytest.mark.parametrize("behind", ["publish_segment", "merge"])
+def test_an_interruption_behind_the_rename_leaves_one_snapshot(
+    large: bool, behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "FAN", 2)
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare("ntk", [KERNEL])
+
+    def value(step: int) -> Any:
+        return in_bands(kernel(step)) if large else kernel(step)
+
+    assert writer.commit(0, None, {"ntk": {"kernel": value(0)}})
+    module, name = (outbox, "publish_segment") if behind == "publish_segment" else (compact, "merge")
+    real = getattr(module, name)
+
+    def interrupted(*given: Any, **named: Any) -> None:
+        if behind == "publish_segment":
+            real(*given, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.commit(1, None, {"ntk": {"kernel": value(1)}})
+    with pytest.raises(ProbeError, match="step 1 recorded already"):
+        writer.commit(1, None, {"ntk": {"kernel": value(5)}})
+    assert writer.commit(2, None, {"ntk": {"kernel": value(2)}})
+    writer.close(pack=False)
+    reader = RunReader.open(tmp_path / "run")
+    assert reader.steps("ntk").tolist() == [0, 1, 2]
+    assert np.array_equal(reader.read("ntk/kernel"), np.stack([kernel(step) for step in range(3)]))
+
+
+def test_an_interruption_before_the_rename_leaves_the_step_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare("ntk", [KERNEL])
+    whole = kernel(1)
+    real, count = files.write, 0
+
+    def interrupted(*given: Any) -> int:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    for at in range(1, 31):
+        count = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write", interrupted)
+            try:
+                writer.commit(at, None, {"ntk": {"kernel": in_bands(whole)}})
+            except KeyboardInterrupt:
+                assert writer.commit(at, None, {"ntk": {"kernel": in_bands(whole)}})
+    assert count < at, "every write was interrupted once"
+    writer.close(pack=False)
+    reader = RunReader.open(tmp_path / "run")
+    assert reader.steps("ntk").tolist() == list(range(1, 31))
+    assert (reader.read("ntk/kernel") == whole).all()
+    assert not list((tmp_path / "run").rglob(".tmp-*"))
+
+
+def test_what_waits_after_an_interruption_keeps_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare("ntk", [KERNEL])
+    whole = kernel(0)
+
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "publish_segment", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.commit(0, None, {"ntk": {"kernel": whole}})
+    whole[:] = 7
+    writer.close()
+    assert np.array_equal(RunReader.open(tmp_path / "run").read("ntk/kernel")[0], kernel(0))
+
+
+def test_large_runs_are_kept_in_order_without_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--long"):
+        pytest.skip("reads 2.3 GB several times; by --long")
+    monkeypatch.undo()
+    size = 24_000
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare("ntk", [Field(name="kernel", dims=("a", "b"), shape=(size, size))])
+    band = np.zeros((1000, size), "f4")
+    real = files.write
+
+    def sparse(descriptor: int, data: Any, offset: int) -> int:
+        if len(data) < 2**16:
+            return real(descriptor, data, offset)
+        os.ftruncate(descriptor, max(os.fstat(descriptor).st_size, offset + len(data)))
+        return len(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", sparse)
+        writer.commit(0, None, {"ntk": {"kernel": Bands(lambda: (band for _ in range(size // 1000)))}})
+    writer.close(pack=False)
+    verify_module._sound.clear()
+    with pytest.raises(UntrustedFile, match="declared size"):
+        RunReader.open(tmp_path / "run")
+    assert verify(tmp_path / "run") == []
+    assert repair(tmp_path / "run") == ()
+    verify_module._sound.clear()
+    writer = RunWriter(tmp_path / "run", {}, after=0)
+    assert writer.repaired == ()
+    writer.close(pack=False)
+    assert (tmp_path / "run" / "segments").exists()
+    assert not (tmp_path / "run" / "quarantine").exists()
 
 
 # Run in a process of its own, whose memory nothing else has raised.

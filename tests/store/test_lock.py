@@ -180,6 +180,11 @@ def test_a_lock_that_cannot_be_understood_is_stale(tmp_path: Path, content: str)
     Lock(tmp_path).release()
 
 
+def test_a_number_beyond_those_of_processes_is_no_owner(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps({**lock._myself(), "pid": 10**30, "started": None}))
+    Lock(tmp_path).release()
+
+
 def test_a_fifo_is_no_lock(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "LOCK")
     assert lock.owner_of(tmp_path) == {}

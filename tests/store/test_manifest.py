@@ -130,6 +130,11 @@ def test_a_sweep_leaves_no_edited_run_out(tmp_path: Path) -> None:
     assert Sweep.open(tmp_path).table["gap"].tolist() == [0.75]
 
 
+def test_two_halves_of_a_pair_of_surrogates_are_read_as_one_sign(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "run", {"config": {"name": "\ud83d\ude00"}}).close()
+    assert read_manifest(tmp_path / "run")["config"] == {"name": "\U0001f600"}
+
+
 def test_the_name_of_the_checksum_is_taken(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"'crc32'.*rename it"):
         RunWriter(tmp_path / "run", {"crc32": 1})

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 
 from ntkdyn.errors import DamagedRecording, MissingRecording, NtkdynError, ReplacedFile, StorageError, UntrustedFile
 from ntkdyn.store import verify
+from ntkdyn.store.metadata import dump_json, load_json
 from ntkdyn.store.reader import RunReader
+from ntkdyn.store.repair import repair
 from ntkdyn.store.writer import RunWriter
 
 Forget = Callable[[], None]
@@ -107,6 +110,33 @@ def test_hostile_segment_is_refused(live: RunWriter, as_stranger: Forget) -> Non
     as_stranger()
     with pytest.raises(UntrustedFile, match=name):
         RunReader.open(live.path)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"branch": ["Infinity"]},
+        {"branch": "x"},
+        {"costs": {"g": ["Infinity", 1, 1]}},
+        {"costs": {"g": [1, 2]}},
+        {"elapsed": 10**400},
+        {"manifest": [1, 2]},
+        {"manifest": "x"},
+    ],
+)
+def test_a_strange_description_is_damage(live: RunWriter, as_stranger: Forget, entries: dict[str, Any]) -> None:
+    segment = live.path / "segments" / "seg-0-000000000008-000000000008.h5"
+    with h5py.File(segment, "r+") as file:
+        text = dump_json({**load_json(file.attrs["recording"]), **entries})
+        file.attrs["recording"], file.attrs["crc32"] = text, np.uint32(zlib.crc32(text.encode()))
+    as_stranger()
+    with pytest.raises(DamagedRecording, match=segment.name):
+        RunReader.open(live.path)
+    with pytest.raises(DamagedRecording, match=segment.name):
+        RunReader.open(live.path, trusted=True)
+    live._release()
+    assert any(segment.name in line and "moved to quarantine" in line for line in repair(live.path))
+    assert RunReader.open(live.path).steps("ntk/test").tolist() == [0, 4]
 
 
 def test_limits_may_be_raised(packed: Path, as_stranger: Forget) -> None:
