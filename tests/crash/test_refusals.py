@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,20 @@ class Refusing:
     """Fails calls of ``files``, counted over all its functions, from number ``first`` to ``last``."""
 
     def __init__(self, patch: pytest.MonkeyPatch, first: int, last: float, code: int) -> None:
+        # The locks of earlier recorders go now, and are not counted.
+        gc.collect()
         self.calls = 0
         for name in FUNCTIONS:
             real = getattr(files, name)
 
-            def act(*given: Any, real: Any = real) -> Any:
+            # These two tell of the system's errors themselves.
+            told = files.storage_errors if name in ("unlink", "make_folder") else lambda *_: nullcontext()
+
+            def act(*given: Any, real: Any = real, told: Any = told) -> Any:
                 self.calls += 1
                 if first <= self.calls <= last:
-                    raise OSError(code, os.strerror(code))
+                    with told("change", given[0]):
+                        raise OSError(code, os.strerror(code))
                 return real(*given)
 
             patch.setattr(files, name, act)
