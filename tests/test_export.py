@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tracemalloc
 from pathlib import Path
@@ -20,7 +21,8 @@ from ntkdyn.errors import ConfigurationError, MissingPackage, RecordingExists, R
 from ntkdyn.export import export
 from ntkdyn.probe import Field
 from ntkdyn.results import Run, Sweep
-from ntkdyn.store import compact
+from ntkdyn.store import compact, verify
+from ntkdyn.store.reader import RunReader
 from ntkdyn.store.writer import RunWriter
 
 STEPS = [0, 5, 10]
@@ -292,3 +294,20 @@ def test_command(run: Run, sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as ended:
         main(["export", str(tmp_path / "nothing"), "--to", "netcdf"])
     assert ended.value.code == 2
+
+
+def test_own_files_beyond_the_limits_of_strangers(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RunReader.open
+    monkeypatch.setattr(RunReader, "open", lambda path, **given: real(path, **{**given, "max_bytes": 10}))
+    verify._sound.clear()
+    for command_line in (["export", "--to", "csv"], ["analyze"], ["compare"]):
+        name, *options = command_line
+        with pytest.raises(SystemExit) as ended:
+            main([name, str(run.path), *options])
+        assert ended.value.code == 1
+        assert re.search(r"open with max_bytes=\d+ or trusted=True \(--trusted\)", capsys.readouterr().err)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run.path), "--to", "csv", "--trusted"])
+    assert ended.value.code == 0

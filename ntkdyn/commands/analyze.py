@@ -13,7 +13,8 @@ import click
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the results; default: report/ in the first PATH."
 )
-def analyze(paths: tuple[Path, ...], only: tuple[str, ...], out: Path | None) -> None:
+@click.option("--trusted", is_flag=True, help="Skip the checks that files of strangers get.")
+def analyze(paths: tuple[Path, ...], only: tuple[str, ...], out: Path | None, trusted: bool) -> None:
     """Write figures (PNG, SVG), numbers (CSV, JSON) and report.html from runs or a sweep.
 
     PATH is the folder of a run or sweep, or a packed run.h5. Several runs are drawn together.
@@ -26,7 +27,7 @@ def analyze(paths: tuple[Path, ...], only: tuple[str, ...], out: Path | None) ->
     from ..report import analyze as write_report
     from ..results import open_recording
 
-    sources = [open_recording(path) for path in paths]
+    sources = [open_recording(path, trusted=trusted) for path in paths]
     folder = out or (paths[0] if paths[0].is_dir() else paths[0].parent) / "report"
     report = write_report(sources, folder, only=only, progress=True)
     for sentence in report.sentences:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     help="What the figure goes along.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for the figure (PNG, SVG) and tables.")
-def compare(paths: tuple[Path, ...], by: tuple[str, ...], measure: str, against: str, out: Path | None) -> None:
+@click.option("--trusted", is_flag=True, help="Skip the checks that files of strangers get.")
+def compare(
+    paths: tuple[Path, ...], by: tuple[str, ...], measure: str, against: str, out: Path | None, trusted: bool
+) -> None:
     """Show one measure of several runs, and of the runs of sweeps, on one figure and in one table.
 
     Runs that differ by their seed only are averaged, with the standard deviation over them; --by pools all runs of
@@ -51,7 +54,7 @@ def compare(paths: tuple[Path, ...], by: tuple[str, ...], measure: str, against:
 
     if out is not None:
         refuse_existing(out)
-    comparison = compared([open_recording(path) for path in paths], measure, against=against, by=by)  # type: ignore[arg-type]
+    comparison = compared([open_recording(path, trusted=trusted) for path in paths], measure, against=against, by=by)  # type: ignore[arg-type]
     for line in _lines(comparison):
         click.echo(printable(line))
     for name, reason in comparison.left_out.items():

@@ -11,7 +11,8 @@ import click
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--to", required=True, type=click.Choice(["csv", "parquet", "netcdf", "tensorboard"]), help="Format.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to; by default beside PATH, named after both.")
-def export(path: Path, to: str, out: Path | None) -> None:
+@click.option("--trusted", is_flag=True, help="Skip the checks that files of strangers get.")
+def export(path: Path, to: str, out: Path | None, trusted: bool) -> None:
     """Write all arrays of the run or sweep in PATH in another format.
 
     csv and parquet make a folder of tidy tables, netcdf one file for any netCDF-4 reader, tensorboard a folder of event
@@ -29,7 +30,7 @@ def export(path: Path, to: str, out: Path | None) -> None:
     from ..results import Run, open_recording
     from . import printable
 
-    source = open_recording(path)
+    source = open_recording(path, trusted=trusted)
     is_file = to == "netcdf" and isinstance(source, Run)
     target = out or path.absolute().with_name(f"{source.name}.nc" if is_file else f"{source.name}-{to}")
     result = exported(source, to, target)

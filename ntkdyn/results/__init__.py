@@ -8,6 +8,7 @@ from .run import Run as Run
 from .sweep import Sweep as Sweep
 
 
-def open_recording(path: str | Path) -> Run | Sweep:
-    """Open whatever lies at a path: a sweep where there is a sweep.json, else a run."""
-    return Sweep.open(path) if (Path(path) / "sweep.json").is_file() else Run.open(path)
+def open_recording(path: str | Path, *, trusted: bool = False) -> Run | Sweep:
+    """Open whatever lies at a path: a sweep where there is a sweep.json, else a run; arguments as ``Run.open``."""
+    kind = Sweep if (Path(path) / "sweep.json").is_file() else Run
+    return kind.open(path, trusted=trusted)

@@ -236,7 +236,8 @@ def _check_dataset(dataset: h5py.Dataset, name: str, path: Path, max_bytes: int,
     size: int = math.prod(dataset.shape or (0,)) * dataset.dtype.itemsize
     for what, count in (("declared size", size), ("chunk size", chunk)):
         if count > max_bytes:
-            raise _untrusted(path, name, f"a {what} of {count} bytes", f"at most {max_bytes}", f"max_bytes={count}")
+            option = f"max_bytes={count} or trusted=True (--trusted)"
+            raise _untrusted(path, name, f"a {what} of {count} bytes", f"at most {max_bytes}", option)
     _check_ratio(size, dataset.id.get_storage_size(), name, path, max_ratio)
     return size
 
