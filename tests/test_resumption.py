@@ -203,6 +203,27 @@ def test_a_checkpoint_newer_than_the_recording_is_told(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").steps("ntk").tolist() == [0, 2, 4, 10, 12]
 
 
+@pytest.mark.parametrize("left", [0, 5])
+@pytest.mark.filterwarnings("error")
+def test_the_checkpoint_of_the_last_step_is_continued(tmp_path: Path, left: int) -> None:
+    first = Training(tmp_path / "run", schedule=nd.every(4), probes=["ntk"])
+    saved = first.run(0, 3, 3)
+    assert saved is not None
+    # The last snapshot is taken after the state was saved.
+    assert saved["recorder"]["watches"]["ntk"]["step"] == 0
+    first.recorder.close()
+    # A probe that is new has its first snapshot there, and has it still when it is done again.
+    for _ in range(2):
+        second = Training(tmp_path / "run", schedule=nd.every(4), probes=["ntk", "units"])
+        second.load(saved)
+        second.run(3, 3 + left)
+        second.recorder.close()
+    run = Run.open(tmp_path / "run")
+    assert run.manifest["status"] == "finished"
+    assert run.steps("ntk").tolist() == [0, 3, *([4, 8] if left else [])]
+    assert run.steps("units").tolist() == [3, *([4, 8] if left else [])]
+
+
 Spoil = Callable[[dict[str, Any]], Any]
 
 

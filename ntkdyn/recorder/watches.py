@@ -166,12 +166,16 @@ def merged(watches: Sequence[Watched]) -> tuple[Callable[[int], bool], ...]:
 
 
 def given_back(watches: Sequence[Watched], recorded: Mapping[str, tuple[int, dict[str, Any]]]) -> list[str]:
-    """Give watches the arrays that a run holds, group -> (its last step, arrays); say which end before their step."""
+    """Give watches what a run holds, group -> (its last step, arrays); say which groups end before a watch's step."""
     missing = []
     for one in watches:
+        known = one.step
         for name in one.sets:
             group = one.group(name)
             last, one.last[group] = recorded.get(group, (None, {}))
-            if one.step is not None and last != one.step and not one.disabled:
-                missing.append(f"{group} at step {last} instead of {one.step}")
+            if known is not None and not one.disabled and (last is None or last < known):
+                missing.append(f"{group} at step {last} instead of {known}")
+            if last is not None:
+                # Later than the state where a last snapshot was taken after it had been saved, at the same step.
+                one.step = last if one.step is None else max(one.step, last)
     return missing
