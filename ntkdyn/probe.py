@@ -50,7 +50,9 @@ class Bands:
     """An array too large for memory, in bands of its first axis, top to bottom, each made when it is written.
 
     ``measure`` may return it in place of an array of a field with steps. Bands are taken at once, before training goes
-    on, and again from the start where something else of the same step has failed.
+    on, and again from the start where something else of the same step has failed. Random states run on from one band to
+    the next; modes and switches are put back after each band, so that ``no_grad``, ``autocast`` and their like are
+    entered inside the loop, for each band, and left before it is given.
 
     Args: make: gives the bands, arrays [k, ...] whose first axes add up to that of the field.
     """
@@ -91,7 +93,7 @@ class Snapshot:
         loss: Callable[[Tensor], Tensor | None],
         preactivations: Callable[[], Mapping[str, Tensor]],
         kernel: Callable[[Any, str | None], Any],
-        kernel_bands: Callable[[Any, int, int | None], Iterable[Tensor]],
+        kernel_bands: Callable[[Any, int, int | None], Callable[[], Iterable[Tensor]]],
         previous: Callable[[str], np.ndarray[Any, Any] | None],
     ) -> None:
         self.step = step
@@ -149,7 +151,7 @@ class Snapshot:
 
         Args: reduce: "trace", "mean" or "full".  max_memory: bytes that computing a band may take.
         """
-        return Bands(lambda: self._kernel_bands(reduce, samples, max_memory))
+        return Bands(self._kernel_bands(reduce, samples, max_memory))
 
     def previous(self, field: str) -> np.ndarray[Any, Any] | None:
         """The probe's own last recorded array of that field, None at its first step and for Bands."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import random
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 
 import ntkdyn as nd
-from ntkdyn.errors import ConfigurationError, ProbeError
+from ntkdyn.errors import ConfigurationError, ProbeError, StorageError
 from ntkdyn.probes import ntk
 from ntkdyn.recorder import passes
+from ntkdyn.store import files
 
 X = torch.randn(11, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(11) % 2
@@ -99,24 +101,42 @@ def test_a_kernel_in_bands_is_checked_against_autograd(monkeypatch: pytest.Monke
     assert asked == [(64, "trace")]
 
 
-def test_training_is_the_same_with_bands_that_draw_random_numbers(tmp_path: Path) -> None:
-    def trained(path: Path | None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        torch.manual_seed(3)
-        model = network()
-        if path is None:
-            optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-            for _ in range(6):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(X), Y).backward()
-                optimizer.step()
-        else:
-            train(path, [Rows()], model)
-        return copy.deepcopy(model.state_dict()), torch.get_rng_state()
+def trained(path: Path | None, probes: list[Any], **options: Any) -> list[Any]:
+    """Weights and random state after a training, recorded where there is a path."""
+    torch.manual_seed(3)
+    model = network()
+    if path is None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        for _ in range(6):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(X), Y).backward()
+            optimizer.step()
+    else:
+        train(path, probes, model, **options).close()
+    return [value.tolist() for value in (*model.state_dict().values(), torch.get_rng_state())]
 
-    without, state = trained(None)
-    recorded, state_recorded = trained(tmp_path / "run")
-    assert all(torch.equal(without[name], recorded[name]) for name in without)
-    assert torch.equal(state, state_recorded)
+
+def test_what_bands_cost_is_told_once_and_without_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ntk, "_MAX_MEMORY", 2 * 11 * 11 * 8 - 1)
+    monkeypatch.setattr(passes, "check_ntk", lambda *_, **__: time.sleep(0.6))
+
+    def slow(snapshot: nd.Snapshot) -> torch.Tensor:
+        time.sleep(0.3)
+        return torch.ones(1, 4)
+
+    probes = [nd.Watch(Rows(slow), name="slow"), nd.Watch(Rows(_fail), name="failing"), "ntk"]
+    recorder = nd.Recorder(network(), probes, X, path=tmp_path / "run", on_error="warn")
+    with pytest.warns(RuntimeWarning, match="no such row"):
+        recorder.record(4)
+    seconds = [one.seconds for one in recorder._watches]
+    recorder.close()
+    assert 0.3 < seconds[0] < 0.5
+    assert seconds[2] < 0.5
+    assert nd.Run.open(tmp_path / "run").costs()["ntk"]["seconds"] < 0.5
+
+
+def test_training_is_the_same_with_bands_that_draw_random_numbers(tmp_path: Path) -> None:
+    assert trained(tmp_path / "run", [Rows()]) == trained(None, [])
     assert nd.Run.open(tmp_path / "run")["rows/test/matrix"][:, :, 0].tolist() == [
         [step + row for row in range(3)] for step in (0, 2, 4, 6)
     ]
@@ -151,6 +171,69 @@ def test_failing_bands_cost_their_group_only(on_error: Any, act: Any, message: s
     assert run.steps("outputs/test").tolist() == [0, 2, 4, 6]
     assert run.steps("others/test").tolist() == [0, 2, 4, 6]
     assert run.steps("rows/test").tolist() == ([0, 2, 6] if on_error == "warn" else [0, 2])
+
+
+class Leaving(Rows):
+    """Bands that fail or are left at step 4, and end with what reaches the training if nothing keeps it away."""
+
+    def __init__(self, act: Any, below: bool) -> None:
+        super().__init__(act)
+        # An iterator that has no close, above a generator.
+        self.below = below
+        self.ended: list[int] = []
+
+    def measure(self, snapshot: nd.Snapshot) -> Mapping[str, Any]:
+        assert self.ended == list(range(0, snapshot.step, 2))
+
+        def make() -> Iterator[Any]:
+            with torch.no_grad():
+                try:
+                    yield self.act() if snapshot.step == 4 else torch.zeros(1, 4)
+                    yield torch.zeros(2, 4)
+                finally:
+                    self.ended.append(snapshot.step)
+                    torch.manual_seed(5)
+
+        return {"matrix": nd.Bands(lambda: map(torch.as_tensor, make()) if self.below else make())}
+
+
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("refusing", [False, True])
+def test_bands_that_are_left_end_under_guard(
+    below: bool, refusing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trained(None, [])
+
+    full = [False]
+
+    def act() -> Any:
+        full[0] = refusing
+        return torch.zeros(1, 4) if refusing else torch.full((1, 4), torch.nan)
+
+    def check(output: Any) -> None:
+        if full[0]:
+            full[0] = False
+            raise StorageError("found no space")
+
+    monkeypatch.setattr(files.OutputFile, "check", check)
+    with pytest.warns(RuntimeWarning, match="found no space" if refusing else "found NaN"):
+        recorded = trained(tmp_path / "run", [Leaving(act, below)], on_error="warn")
+    assert torch.is_grad_enabled()
+    assert recorded == plain
+
+
+def test_random_numbers_run_on_from_band_to_band() -> None:
+    def drawn() -> list[float]:
+        return [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002
+
+    class Draws(Rows):
+        def measure(self, snapshot: nd.Snapshot) -> Mapping[str, Any]:
+            return {"matrix": nd.Bands(lambda: (torch.tensor([drawn()]) for _ in range(3)))}
+
+    model = network()
+    found = nd.measure(model, [Draws(field={"shape": (3, 3)})], X)["rows/matrix"]
+    expected = [drawn() for _ in range(3)]
+    np.testing.assert_array_equal(found, np.float32(expected))
 
 
 @pytest.mark.parametrize("field", [{"static": True}, {"dims": (), "shape": ()}, {"dtype": "str"}])

@@ -17,12 +17,14 @@ from ..errors import ConfigurationError, DivergedTraining
 from ..kernel.problem import default_forward
 from ..probe import Probe
 from ..store.files import check_name
+from .arrays import shared_attributes
 from .budget import Budget
 from .distributed import collective_timeout, is_first_process, refuse_sharded
+from .guarded_bands import FailedBands
 from .interruption import Interruption
 from .learning_rates import LearningRates
 from .measurement import measure as measure
-from .observer import FailedBands, Observer, OnError, shared_attributes
+from .observer import Observer, OnError
 from .optimizers import applying_optimizer
 from .passes import Loss
 from .recording import Recording, weights_digest

@@ -119,6 +119,17 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def random_states() -> list[Callable[[], object]]:
+    """What puts the random states back that are now, one call for each generator."""
+    accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    return [
+        *(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(one), one) for one in accelerators),
+        partial(torch.random.set_rng_state, torch.random.get_rng_state()),
+        partial(random.setstate, random.getstate()),
+        partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002  # that of the user's code
+    ]
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Guard random states, modes, switches, hooks of all modules, environment and signal handlers.
@@ -129,8 +140,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     they change in the network's operations is not in it either. Her default device stays. Not guarded: what a probe
     does to objects of its author, to files, and to modules of Python that it patches.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # that of the user's code
-    accelerators = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with ExitStack() as stack:
         # First, since reading and writing a switch may be operations.
         stack.enter_context(without_modes())
@@ -139,10 +148,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         # Each by itself, so that one that cannot be put back keeps none of the others from it.
         for (read, write), value in zip(_SWITCHES, switches, strict=True):
             stack.callback(_restore, read, write, value)
-        stack.callback(np.random.set_state, numpy_state)
-        stack.callback(random.setstate, python_state)
+        for put_back in random_states():
+            stack.callback(put_back)
         stack.enter_context(_without_global_hooks())
-        stack.enter_context(torch.random.fork_rng(devices=accelerators))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in {"cpu", device_of(model).type}:

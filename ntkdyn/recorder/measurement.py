@@ -10,7 +10,8 @@ from torch import nn
 
 from ..kernel.problem import default_forward
 from ..probe import Bands, Probe
-from .observer import FailedBands, Observer
+from .guarded_bands import FailedBands
+from .observer import Observer
 from .passes import Loss
 from .settings import check_model, chosen_batchnorm
 from .snapshots import BatchNorm, Forward, fixed_inputs, probe_sets

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -19,24 +16,17 @@ from ..gates import gates
 from ..kernel import resolve_parameters
 from ..probe import Bands, Field, Probe, Snapshot
 from ..store.declare import declared
-from ..store.segment import TEXT, Declaration
+from ..store.segment import Array, Declaration
+from .arrays import checked_arrays
 from .determinism import check_forward
 from .guard import device_of, undisturbed
+from .guarded_bands import FailedBands, guarded
 from .passes import Loss, Pass
 from .snapshots import BatchNorm, Forward, ProbeSet, reestimate
 from .watches import Watched
 
 OnError = Literal["raise", "warn", "disable"]
-Array = np.ndarray[Any, Any]
 Records = dict[str, Mapping[str, Array | Bands]]
-
-
-class FailedBands(Exception):
-    """Bands of a probe failed while they were written; what was written of that step is gone."""
-
-    def __init__(self, watched: Watched, group: str, error: Exception, where: str) -> None:
-        super().__init__(str(error))
-        self.watched, self.group, self.error, self.where = watched, group, error, where
 
 
 class Observer:
@@ -188,46 +178,9 @@ class Observer:
             return None
         last.update({name: array for name, array in arrays.items() if not isinstance(array, Bands)})
         return {
-            name: self._guarded(array, watched, group, name, where) if isinstance(array, Bands) else array
+            name: guarded(array, watched, group, name, where, self._model) if isinstance(array, Bands) else array
             for name, array in arrays.items()
         }
-
-    def _guarded(self, bands: Bands, watched: Watched, group: str, name: str, where: str) -> Bands:
-        """Bands that are made under guard, checked, and charged to their probe; what fails in them is FailedBands."""
-        declaration = watched.fields[group][name]
-
-        def make() -> Iterator[Array]:
-            begun: Iterator[Any] | None = None
-            done = 0
-            while True:
-                started = time.perf_counter()
-                try:
-                    # Not around the yield: what is done with a band is no part of the snapshot.
-                    with undisturbed(self._model):
-                        begun = iter(bands) if begun is None else begun
-                        band = next(begun, None)
-                        if band is None:
-                            break
-                        array = _as_array(band)
-                        if done + len(array) > declaration.shape[0]:
-                            raise ProbeError(
-                                f"{where}, field {name!r}: found bands of at least {done + len(array)} rows in all, "
-                                f"expected {declaration.shape[0]}"
-                            )
-                        part = replace(declaration, shape=(len(array), *declaration.shape[1:]))
-                        array = _checked_array(array, part, f"{where}, field {name!r}, rows from {done}")
-                except Exception as error:
-                    raise FailedBands(watched, group, error, where) from error
-                watched.seconds += time.perf_counter() - started
-                done += len(array)
-                yield array
-            if done != declaration.shape[0]:
-                failure = ProbeError(
-                    f"{where}, field {name!r}: found bands of {done} rows in all, expected {declaration.shape[0]}"
-                )
-                raise FailedBands(watched, group, failure, where)
-
-        return Bands(make)
 
     def failed(self, failure: FailedBands) -> None:
         """Do with a probe whose bands failed what on_error says.  Raises: ProbeError: it says "raise"."""
@@ -260,84 +213,3 @@ class Observer:
             watched.disabled = True
             what = "the probe is switched off"
         warnings.warn(f"{failure}; {what}, training goes on", RuntimeWarning, stacklevel=2)
-
-
-def checked_arrays(
-    measured: Any, fields: Mapping[str, Field], recorded: Mapping[str, Array], where: str
-) -> dict[str, Array | Bands]:
-    """Return arrays in their declared dtypes.
-
-    Args: recorded: what is recorded already; static fields in it need not come again.
-    Raises: ProbeError: names the field, what was found, what was declared.
-    """
-    if not isinstance(measured, Mapping):
-        raise ProbeError(f"{where}: measure() gave {type(measured).__name__}, expected a mapping of field to array")
-    unknown = sorted(set(map(str, measured)) - set(fields))
-    if unknown:
-        raise ProbeError(
-            f"{where}, field {unknown[0]!r}: found no declaration, expected one of {', '.join(fields) or 'no field'}; "
-            "return it from fields()"
-        )
-    arrays: dict[str, Array | Bands] = {}
-    for name, one in fields.items():
-        if isinstance(measured.get(name), Bands):
-            if one.static or not one.shape or one.dtype == TEXT:
-                raise ProbeError(
-                    f"{where}, field {name!r}: found Bands, expected an array; they are for numbers [size, ...] of "
-                    "each step"
-                )
-            arrays[name] = measured[name]
-        elif name in measured:
-            arrays[name] = _checked_array(measured[name], one, f"{where}, field {name!r}")
-        elif not (one.static and name in recorded):
-            raise ProbeError(
-                f"{where}, field {name!r}: found nothing, expected shape {list(one.shape)}; measure() must return it"
-            )
-    return arrays
-
-
-def _checked_array(value: Any, declaration: Field, where: str) -> Array:
-    array = _as_array(value)
-    if array.shape != tuple(declaration.shape):
-        raise ProbeError(
-            f"{where}: found shape {list(array.shape)}, expected {list(declaration.shape)} as declared; declare what "
-            "is measured"
-        )
-    if declaration.dtype == TEXT:
-        return array
-    target = np.dtype(declaration.dtype)
-    fits = np.can_cast(array.dtype, target, "same_kind") or (array.dtype.kind in "biu" and target.kind in "biu")
-    if not fits:
-        raise ProbeError(f"{where}: found dtype {array.dtype}, expected {target} as declared; declare what is measured")
-    if array.dtype.kind == "f" and not declaration.attributes.get("allow_nan", False) and np.isnan(array).any():
-        raise ProbeError(
-            f"{where}: found NaN in {int(np.isnan(array).sum())} of {array.size} numbers, expected none; are "
-            "weights and inputs finite? Declare attributes={'allow_nan': True} where NaN has a meaning"
-        )
-    with np.errstate(over="ignore", invalid="ignore"):
-        converted = array.astype(target)
-    same = converted == array if target.kind in "biu" else np.isfinite(converted) | ~np.isfinite(array)
-    if not np.all(same):
-        raise ProbeError(
-            f"{where}: found numbers beyond the range of {target}, expected them to fit; declare a larger dtype"
-        )
-    return converted
-
-
-def _as_array(value: Any) -> Array:
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value):
-        value = torch.stack(list(value))
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu().resolve_conj().resolve_neg()
-        # A copy: the tensor may be a part of the clone, or be shared with the next probe.
-        return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy().copy()
-    return np.array(value)
-
-
-def shared_attributes(fields: Iterable[Field]) -> dict[str, Any]:
-    """Attributes that all fields of a group have in common; they stand at the group too."""
-    all_attributes = [one.attributes for one in fields]
-    first = all_attributes[0] if all_attributes else {}
-    return {
-        key: value for key, value in first.items() if all(key in one and one[key] == value for one in all_attributes)
-    }

@@ -124,13 +124,17 @@ class Pass:
                 self._kernels[key] = kernel
         return self._kernels[key]
 
-    def kernel_bands(self, reduce: Any, samples: int, max_memory: int | None) -> Iterator[Tensor]:
-        """The same kernel in bands of so many samples, [samples, N, ...].
+    def kernel_bands(self, reduce: Any, samples: int, max_memory: int | None) -> Callable[[], Iterator[Tensor]]:
+        """What makes the same kernel in bands of so many samples, [samples, N, ...].
 
         Raises: as ``kernel``; of its first samples a self-check is made.
         """
         self._refuse_no_parameters()
+        # Here, so that it is not charged to the bands, which may be made several times.
         self._check(None, reduce, None, first=_CHECKED_OF_BANDS)
+        return lambda: self._bands(reduce, samples, max_memory)
+
+    def _bands(self, reduce: Any, samples: int, max_memory: int | None) -> Iterator[Tensor]:
         for start in range(0, self._set.size, samples):
             yield empirical_ntk(
                 self._model,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,13 @@ class BandedRow:
 
         Raises: ProbeError: bands of another shape or dtype than declared.
         """
+        # Closed at once, not by the collector: what the maker of the bands does last must not come while training runs.
+        with closing(self._timed()) as bands:
+            return self._put(bands, dataset, crc, check)
+
+    def _put(self, bands: Iterator[Any], dataset: h5py.Dataset, crc: int, check: Callable[[], None]) -> int:
         done = 0
-        for band in self._timed():
+        for band in bands:
             array = np.asarray(band)
             size, *inner = self._field.shape
             if array.shape[1:] != tuple(inner) or done + len(array) > size:
@@ -82,15 +88,16 @@ class BandedRow:
             raise ProbeError(f"{self._where}: found {done} rows in all bands, expected {self._field.shape[0]}")
         return crc
 
-    def _timed(self) -> Iterator[Any]:
-        bands = iter(self._bands)
-        while True:
-            started = time.perf_counter()
-            band = next(bands, None)
-            self.seconds += time.perf_counter() - started
-            if band is None:
-                return
-            yield band
+    def _timed(self) -> Generator[Any, None, None]:
+        bands: Any = iter(self._bands)
+        with closing(bands) if hasattr(bands, "close") else nullcontext():
+            while True:
+                started = time.perf_counter()
+                band = next(bands, None)
+                self.seconds += time.perf_counter() - started
+                if band is None:
+                    return
+                yield band
 
 
 def is_read_in_bands(dataset: h5py.Dataset, field: Field) -> bool:
