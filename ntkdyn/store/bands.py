@@ -93,7 +93,11 @@ class BandedRow:
         with closing(bands) if hasattr(bands, "close") else nullcontext():
             while True:
                 started = time.perf_counter()
-                band = next(bands, None)
+                try:
+                    band = next(bands, None)
+                except OSError as error:
+                    # Not to be taken for one of the disk that the bands are written to.
+                    raise ProbeError(f"{self._where}: {type(error).__name__}: {error}") from error
                 self.seconds += time.perf_counter() - started
                 if band is None:
                     return

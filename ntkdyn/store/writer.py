@@ -218,9 +218,9 @@ class RunWriter:
 
         Args: seconds: what measuring took, by group; stored beside the sizes.
         Returns: True when it is committed; False, with one warning, when the disk refuses: the snapshot stays in memory
-            and is tried again at the next commit and at close.
-        Raises: ProbeError: an unknown or missing field, a second record of one step, or a commit in a forked child.
-            ShapeError.
+            and is tried again at the next commit and at close; one with Bands is given up.
+        Raises: What bands raise while they are made; nothing of the step is written then.  ProbeError: an unknown or
+            missing field, a second record of one step, or a commit in a forked child.  ShapeError.
         """
         self._refuse_child()
         number = math.nan if epoch is None else float(epoch)

@@ -314,3 +314,15 @@ def test_memory_stays_that_of_a_few_bands(tmp_path: Path) -> None:
     assert int(done.stdout) < 48 * 2**20, f"{int(done.stdout) / 2**20:.0f} MiB"
     with h5py.File(tmp_path / "run" / "run.h5", "r") as file:
         assert file["ntk/kernel"].shape == (2, 5000, 5000)
+
+
+def test_an_error_of_the_bands_is_none_of_the_disk(tmp_path: Path) -> None:
+    def make() -> Iterator[np.ndarray[Any, Any]]:
+        yield kernel(0)[:10]
+        raise ConnectionError("gone")
+
+    writer = RunWriter(tmp_path / "run", {})
+    writer.declare("ntk", [KERNEL])
+    with pytest.raises(ProbeError, match="field 'ntk/kernel': ConnectionError: gone"):
+        writer.commit(0, None, {"ntk": {"kernel": Bands(make)}})
+    writer.close()
