@@ -77,7 +77,8 @@ def set_attribute(item: h5py.File | h5py.Dataset, name: str, value: str | np.nda
 # A segment has a handful of types and shapes, and making one takes as long as writing a small array.
 @cache
 def _kind(dtype: np.dtype[Any]) -> h5t.TypeID:
-    return h5t.py_create(dtype, logical=True)
+    # Objects are texts; the types that h5py makes of them look alike to the cache.
+    return _TEXT if dtype.kind == "O" else h5t.py_create(dtype, logical=True)
 
 
 def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
