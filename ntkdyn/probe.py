@@ -154,7 +154,7 @@ class Snapshot:
         return Bands(self._kernel_bands(reduce, samples, max_memory))
 
     def previous(self, field: str) -> np.ndarray[Any, Any] | None:
-        """The probe's own last recorded array of that field, None at its first step and for Bands."""
+        """The probe's own last recorded array of that field, None at its first step, for Bands and beyond 1 GiB."""
         return self._previous(field)
 
 

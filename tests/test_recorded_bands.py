@@ -197,18 +197,10 @@ class Leaving(Rows):
         return {"matrix": nd.Bands(lambda: map(torch.as_tensor, make()) if self.below else make())}
 
 
-@pytest.mark.parametrize("below", [False, True])
-@pytest.mark.parametrize("refusing", [False, True])
-def test_bands_that_are_left_end_under_guard(
-    below: bool, refusing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = trained(None, [])
-
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Refuses the next band where it is set to [True]."""
     full = [False]
-
-    def act() -> Any:
-        full[0] = refusing
-        return torch.zeros(1, 4) if refusing else torch.full((1, 4), torch.nan)
 
     def check(output: Any) -> None:
         if full[0]:
@@ -216,7 +208,20 @@ def test_bands_that_are_left_end_under_guard(
             raise StorageError("found no space")
 
     monkeypatch.setattr(files.OutputFile, "check", check)
-    with pytest.warns(RuntimeWarning, match="found no space" if refusing else "found NaN"):
+    return full
+
+
+@pytest.mark.filterwarnings("ignore:.*step 4 could not be written")
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("refused", [False, True])
+def test_bands_that_are_left_end_under_guard(below: bool, refused: bool, tmp_path: Path, full_disk: list[bool]) -> None:
+    plain = trained(None, [])
+
+    def act() -> Any:
+        full_disk[0] = refused
+        return torch.zeros(1, 4) if refused else torch.full((1, 4), torch.nan)
+
+    with pytest.warns(RuntimeWarning, match="found no space" if refused else "found NaN"):
         recorded = trained(tmp_path / "run", [Leaving(act, below)], on_error="warn")
     assert torch.is_grad_enabled()
     assert recorded == plain
@@ -234,6 +239,72 @@ def test_random_numbers_run_on_from_band_to_band() -> None:
     found = nd.measure(model, [Draws(field={"shape": (3, 3)})], X)["rows/matrix"]
     expected = [drawn() for _ in range(3)]
     np.testing.assert_array_equal(found, np.float32(expected))
+
+
+class WithFirst(Rows):
+    """A static field beside the bands, which comes until it is recorded."""
+
+    def fields(self, snapshot: nd.Snapshot) -> list[nd.Field]:
+        return [*super().fields(snapshot), nd.Field(name="first", static=True)]
+
+    def measure(self, snapshot: nd.Snapshot) -> Mapping[str, Any]:
+        first = {"first": snapshot.step} if snapshot.previous("first") is None else {}
+        return {**super().measure(snapshot), **first}
+
+
+@pytest.mark.filterwarnings("ignore:.*step 4 could not be written")
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_static_field_comes_with_the_first_bands_that_are_written(
+    refused: bool, tmp_path: Path, full_disk: list[bool]
+) -> None:
+    def act(snapshot: nd.Snapshot) -> Any:
+        full_disk[0] = refused
+        return torch.ones(1, 4) if refused else _fail(snapshot)
+
+    recorder = nd.Recorder(network(), [WithFirst(act)], X, path=tmp_path / "run", on_error="warn")
+    with pytest.warns(RuntimeWarning, match="found no space" if refused else "no such row"):
+        recorder.record(4)
+    recorder.record(5)
+    recorder.record(6)
+    recorder.close()
+    run = nd.Run.open(tmp_path / "run")
+    assert run.steps("rows").tolist() == [5, 6]
+    assert run["rows/first"] == 5
+
+
+def _interrupt(snapshot: nd.Snapshot) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_interrupted_bands_are_made_again(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    def act(snapshot: nd.Snapshot) -> Any:
+        tries.append(snapshot.step)
+        return _interrupt(snapshot) if len(tries) == 1 else torch.ones(1, 4)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", [Rows(act), "outputs"])
+    run = nd.Run.open(tmp_path / "run")
+    assert run.steps("rows/test").tolist() == run.steps("outputs/test").tolist() == [0, 2, 4]
+    assert run.steps("learning_rate").tolist() == [0, 2, 4]
+    assert run.manifest["status"] == "interrupted"
+
+
+def test_a_state_names_no_step_whose_bands_were_interrupted(tmp_path: Path) -> None:
+    recorder = nd.Recorder(network(), [Rows(_interrupt), "outputs"], X, path=tmp_path / "run")
+    recorder.record(2)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.record(4)
+    assert {entry["step"] for entry in recorder.state_dict()["watches"].values()} == {2}
+    recorder.close()
+
+
+@pytest.mark.filterwarnings("ignore:probe 'rows'")
+def test_learning_rates_stand_beside_something(tmp_path: Path) -> None:
+    train(tmp_path / "run", [Rows(_fail)], on_error="warn").close()
+    run = nd.Run.open(tmp_path / "run")
+    assert run.steps("learning_rate").tolist() == run.steps("rows/test").tolist() == [0, 2, 6]
 
 
 @pytest.mark.parametrize("field", [{"static": True}, {"dims": (), "shape": ()}, {"dtype": "str"}])

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 import ntkdyn as nd
-from ntkdyn.errors import ConfigurationError, LockedRecording, MissingRecording, RecordingExists
+from ntkdyn.errors import ConfigurationError, LockedRecording, MissingRecording, ProbeError, RecordingExists
 from ntkdyn.gates import Gate
 from ntkdyn.results import Run
+from ntkdyn.store import bands, outbox
 from ntkdyn.store.repair import verify
 
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(7))
@@ -222,6 +223,81 @@ def test_the_checkpoint_of_the_last_step_is_continued(tmp_path: Path, left: int)
     assert run.manifest["status"] == "finished"
     assert run.steps("ntk").tolist() == [0, 3, *([4, 8] if left else [])]
     assert run.steps("units").tolist() == [3, *([4, 8] if left else [])]
+
+
+@pytest.mark.filterwarnings("error")
+def test_after_a_failure_the_step_that_failed_is_recorded(tmp_path: Path, whole: Run) -> None:
+    class Once(Change):
+        """Fails at step 6 when it is first there."""
+
+        failed = False
+
+        def measure(self, snapshot: nd.Snapshot) -> dict[str, Any]:
+            if snapshot.step == 6 and not self.failed:
+                self.failed = True
+                raise OSError("no memory")
+            return super().measure(snapshot)
+
+    training = Training(
+        tmp_path / "run", probes=["ntk", "gates", "units", nd.Watch(Once(), schedule=nd.every(3), name="change")]
+    )
+    with pytest.raises(ProbeError, match="no memory"):
+        training.run(0, 13)
+    state = training.recorder.state_dict()
+    assert (state["step"], state["watches"]["ntk"]["step"], state["watches"]["change"]["step"]) == (6, 4, 3)
+    training.recorder.load_state_dict(state)
+    training.run(6, 13)
+    training.recorder.close()
+    same(Run.open(tmp_path / "run"), whole)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_interruption_while_a_snapshot_is_written_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = outbox.publish_segment
+
+    def publish(path: Path, *rest: Any) -> int:
+        if path.name.startswith("seg-0-000000000004"):
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return real(path, *rest)
+
+    monkeypatch.setattr(outbox, "publish_segment", publish)
+    training = Training(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        training.run(0, 13)
+    assert Run.open(tmp_path / "run").steps("ntk").tolist() == [0, 2, 4]
+    assert training.recorder.state_dict()["watches"]["ntk"]["step"] == 4
+
+
+def test_large_arrays_are_not_kept_for_the_next_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "_LARGE_BYTES", 8)
+    seen: list[Any] = []
+
+    class Large:
+        """A large array and a small one, both static too."""
+
+        name = "large"
+
+        def fields(self, snapshot: nd.Snapshot) -> list[nd.Field]:
+            return [nd.Field(name=f"{size}{still}", dims=(f"size_{size}",), shape=(size,), static=bool(still))
+                    for size in (2, 3) for still in ("", "still")]  # fmt: skip
+
+        def measure(self, snapshot: nd.Snapshot) -> dict[str, Any]:
+            names = ("2", "3", "2still", "3still")
+            seen.append([name for name in names if snapshot.previous(name) is not None])
+            return {name: np.ones(int(name[0])) for name in names if snapshot.step == 0 or len(name) == 1}
+
+    first = Training(tmp_path / "run", probes=[Large()])
+    saved = first.run(0, 4, 4)
+    first.recorder.close()
+    second = Training(tmp_path / "run", probes=[Large()])
+    assert saved is not None
+    second.load(saved)
+    second.run(4, 6)
+    second.recorder.close()
+    assert seen == [[], ["2", "2still"], ["2", "2still"], ["2", "2still"]]
 
 
 Spoil = Callable[[dict[str, Any]], Any]

@@ -27,7 +27,7 @@ from .measurement import measure as measure
 from .observer import Observer, OnError
 from .optimizers import applying_optimizer
 from .passes import Loss
-from .recording import Recording, weights_digest
+from .recording import Recording, Records, weights_digest
 from .settings import check_choice, check_model, chosen_batchnorm
 from .snapshots import BatchNorm, Forward, fixed_inputs, probe_sets
 from .state import State, dump_state
@@ -311,12 +311,12 @@ class Recorder:
         self._hooks.callback(optimizers[-1].register_step_post_hook(applied).remove)
 
     def _begin(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Take the first snapshot, or continue a run: then only probes that were not there before are measured now."""
+        """Take the first snapshot, or continue a run: then what is due and not recorded, or was not there before."""
         continued = self._state is not None
         self._continue()
         if optimizers and all(one.name != self._rates.group for one in self._watches):
             self._rates.follow(optimizers[-1], self.step)
-        self._take([one for one in self._watches if one.step is None or not continued])
+        self._take([one for one in self._watches if not continued or one.step is None or one.due(self.step)])
 
     def _continue(self) -> None:
         """Open the run that ``load_state_dict`` announced, and give the probes back what they recorded last."""
@@ -363,19 +363,31 @@ class Recorder:
             if not self._recording.is_open:
                 self._recording.open(self._opening_facts())
             declarations = {
-                group: (list(fields.values()), self._facts(one) | shared_attributes(fields.values()))
+                group: (list(fields.values()), one.facts(self._steps_per_epoch) | shared_attributes(fields.values()))
                 for one in due
                 for group, fields in one.fields.items()
             }
-            if records and (rates := self._rates.record(self.step)):
-                records[self._rates.group] = rates
-                declarations[self._rates.group] = (list(self._rates.fields), self._rates.attributes)
+            rates = self._rates
+            rated = rates.at(self.step) if records else {}
+            if rated:
+                records[rates.group] = rated
+                declarations[rates.group] = (list(rates.fields), rates.attributes)
+
+            def written(records: Records) -> None:
+                for one in due:
+                    one.recorded(self.step, records)
+                if rates.group in records:
+                    rates.recorded = self.step
+
             while True:
                 try:
-                    self._recording.write(self.step, epoch, records, declarations, self._observer.seconds)
+                    self._recording.write(self.step, epoch, records, declarations, self._observer.seconds, written)
                     break
                 except FailedBands as failure:
                     del records[failure.group]
+                    # Nothing is left that they would stand beside.
+                    if len(records) == 1 and records.get(rates.group) is rated:
+                        records.clear()
                     self._observer.failed(failure)
 
     def _take_at_interruption(self) -> None:
@@ -383,14 +395,6 @@ class Recorder:
             self._take(self._watches)
         except Exception as error:
             warnings.warn(f"no snapshot at the interruption: {error}", RuntimeWarning, stacklevel=2)
-
-    def _facts(self, watched: Watched) -> dict[str, Any]:
-        facts: dict[str, Any] = {"schedule": watched.text}
-        if watched.schedule is not None and watched.schedule.dt is not None:
-            facts["dt_steps"] = watched.schedule.dt
-        if self._steps_per_epoch is not None:
-            facts["steps_per_epoch"] = self._steps_per_epoch
-        return facts
 
     def _end(self, status: str) -> None:
         if self._closed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from ..store.segment import TEXT, Array
 
 
 def checked_arrays(
-    measured: Any, fields: Mapping[str, Field], recorded: Mapping[str, Array], where: str
+    measured: Any, fields: Mapping[str, Field], recorded: Container[str], where: str
 ) -> dict[str, Array | Bands]:
     """Return arrays in their declared dtypes.
 
-    Args: recorded: what is recorded already; static fields in it need not come again.
+    Args: recorded: fields that are recorded already; static ones among them need not come again.
     Raises: ProbeError: names the field, what was found, what was declared.
     """
     if not isinstance(measured, Mapping):

@@ -24,6 +24,8 @@ class LearningRates:
     ``value`` is the rate of the last applied step; before the first one, the rate that the optimizer holds. ``sum`` is
     that of all applied steps behind step ``since``, an attribute of the group (``since_step``): 0, or where a training
     is recorded from a later step on, that step. A run that branches from a recorded one counts on from it.
+
+    Attributes: recorded: the last step at which they are in the run.
     """
 
     group = "learning_rate"
@@ -72,12 +74,11 @@ class LearningRates:
             if len(self._waiting) == _MOST_WAITING:
                 self._settle()
 
-    def record(self, step: int) -> dict[str, np.ndarray[Any, Any]]:
-        """Value and sum at a step, once; nothing while no optimizer is followed."""
+    def at(self, step: int) -> dict[str, np.ndarray[Any, Any]]:
+        """Value and sum at a step, unless they are ``recorded``; nothing while no optimizer is followed."""
         if self._optimizer is None or self._value is None or self.recorded == step:
             return {}
         self._settle()
-        self.recorded = step
         return {"value": np.array(self._value), "sum": np.array(self._sum)}
 
     @property

@@ -74,6 +74,8 @@ class Observer:
     def observe(self, step: int, epoch: float | None, watches: Sequence[Watched]) -> Records:
         """Measure the probes and return their arrays by group; what failed is left out, as on_error says.
 
+        That they are recorded, the watches have to be told when they are.
+
         ``seconds`` are then those that each group took, without self-checks.
 
         Raises: ProbeError: a probe failed and on_error is "raise".  NondeterministicForward.
@@ -100,7 +102,6 @@ class Observer:
                     taken = time.perf_counter() - started - passes[name].seconds_checking
                     passes[name].seconds_checking = 0.0
                     self.seconds[watched.group(name)] = taken
-                watched.step = step
                 watched.seconds = sum(self.seconds[watched.group(name)] for name in watched.sets)
             self._with_preactivations |= {name for name, one in passes.items() if one.with_preactivations}
         return records
@@ -176,7 +177,6 @@ class Observer:
         except Exception as error:
             self._failed(watched, error, where)
             return None
-        last.update({name: array for name, array in arrays.items() if not isinstance(array, Bands)})
         return {
             name: guarded(array, watched, group, name, where, self._model) if isinstance(array, Bands) else array
             for name, array in arrays.items()

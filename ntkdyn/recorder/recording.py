@@ -6,7 +6,7 @@ import hashlib
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..store.writer import RunWriter, refuse_occupied
 from .guard import without_modes
 from .snapshots import ProbeSet
 
+Records = Mapping[str, Mapping[str, np.ndarray[Any, Any] | Bands]]
 # What must not have changed when a run is continued.
 _SAME = ("run", "experiment", "config", "seed", "parameters", "batchnorm", "sets")
 
@@ -88,8 +89,11 @@ class Recording:
             if not self._writer.has_arrays(group):
                 _write_fixed(self._writer, group, arrays)
 
-    def last_arrays(self) -> dict[str, tuple[int, dict[str, np.ndarray[Any, Any]]]]:
-        """What the run holds already: group -> its last step and the arrays of that step, static ones too."""
+    def last_arrays(self) -> dict[str, tuple[int, dict[str, np.ndarray[Any, Any] | None]]]:
+        """What the run holds already: group -> its last step and the arrays of that step, static ones too.
+
+        None stands for a large one, which should not be in memory.
+        """
         # Opening the writer has validated every file.
         reader = RunReader.open(self.path, trusted=True)
         found = {}
@@ -97,9 +101,8 @@ class Recording:
             if reader.places(group):
                 names = [name for name in reader.names() if reader.owner(name)[0].group == group]
                 arrays = {
-                    name.removeprefix(f"{group}/"): reader.read_row(name, -1)
+                    name.removeprefix(f"{group}/"): None if is_large(reader.field(name)) else reader.read_row(name, -1)
                     for name in names
-                    if not is_large(reader.field(name))
                 }
                 found[group] = (int(reader.steps(group)[-1]), arrays)
         return found
@@ -108,11 +111,15 @@ class Recording:
         self,
         step: int,
         epoch: float | None,
-        records: Mapping[str, Mapping[str, np.ndarray[Any, Any] | Bands]],
+        records: Records,
         declarations: Mapping[str, tuple[Sequence[Field], Mapping[str, Any]]],
         seconds: Mapping[str, float],
+        written: Callable[[Records], None],
     ) -> None:
-        """Commit one snapshot; groups seen for the first time are declared with their fields and attributes."""
+        """Commit one snapshot; groups seen for the first time are declared with their fields and attributes.
+
+        Args: written: told what is in the run. Not told where an exception has kept the snapshot from it.
+        """
         if self._writer is None:
             return
         for group in records:
@@ -120,7 +127,14 @@ class Recording:
                 fields, attributes = declarations[group]
                 self._writer.declare(group, fields, attributes=attributes)
                 self._declared.add(group)
-        self._writer.commit(step, epoch, records, seconds=seconds)
+        in_bands = any(isinstance(array, Bands) for arrays in records.values() for array in arrays.values())
+        if not in_bands:
+            # Before: the writer keeps it, also where Ctrl-C comes while the disk takes it.
+            written(records)
+        done = self._writer.commit(step, epoch, records, seconds=seconds)
+        if in_bands:
+            # Bands that the disk refuses are gone, and so are their static fields.
+            written(records if done else {})
 
     def finish(self, results: Mapping[str, float]) -> None:
         """Store results in run.json."""

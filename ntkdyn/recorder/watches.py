@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import ConfigurationError, UnknownName
 from ..plugins import load_probe, snake
-from ..probe import Field, Probe
+from ..probe import Bands, Field, Probe
 from ..schedule import Schedule
+from ..store.bands import is_large
 from .snapshots import ProbeSet
 
 Due = Schedule | Callable[[int], bool]
@@ -43,8 +44,8 @@ class Watched:
         name: group name in the recording.
         due: step -> whether it wants a snapshot; schedule is what the user gave, for its description.
         sets: names of its probe sets; [""] or the first one for a probe that does not look at inputs.
-        fields: what it declared, by group; last: its last recorded arrays, by group.
-        step: the last step at which it was measured; seconds: how long that took.
+        fields: what it declared, by group; last: its last recorded arrays, by group, None for bands and large ones.
+        step: the last step at which it was recorded; seconds: how long measuring took.
         skipped: scheduled snapshots left out because of max_overhead; missed: the last step left out.
     """
 
@@ -55,7 +56,7 @@ class Watched:
     sets: tuple[str, ...]
     uses_inputs: bool
     fields: dict[str, dict[str, Field]] = field(default_factory=dict)
-    last: dict[str, dict[str, np.ndarray[Any, Any]]] = field(default_factory=dict)
+    last: dict[str, dict[str, np.ndarray[Any, Any] | None]] = field(default_factory=dict)
     step: int | None = None
     seconds: float = 0.0
     skipped: int = 0
@@ -71,6 +72,27 @@ class Watched:
         if self.schedule is not None:
             return self.schedule.text
         return "every(1)" if self.due(1) and self.due(2) and self.due(3) else "a function"
+
+    def recorded(self, step: int, records: Mapping[str, Mapping[str, np.ndarray[Any, Any] | Bands]]) -> None:
+        """Take note of a step that is in the run, and of its arrays by group."""
+        self.step = step
+        for set_name in self.sets:
+            group = self.group(set_name)
+            self.last.setdefault(group, {}).update(
+                {
+                    name: None if isinstance(array, Bands) or is_large(self.fields[group][name]) else array
+                    for name, array in records.get(group, {}).items()
+                }
+            )
+
+    def facts(self, steps_per_epoch: int | None) -> dict[str, Any]:
+        """Attributes of its groups."""
+        facts: dict[str, Any] = {"schedule": self.text}
+        if self.schedule is not None and self.schedule.dt is not None:
+            facts["dt_steps"] = self.schedule.dt
+        if steps_per_epoch is not None:
+            facts["steps_per_epoch"] = steps_per_epoch
+        return facts
 
     def count_between(self, first: int, last: int) -> int | None:
         """Snapshots from first to last, both included; None where counting would take too long."""
