@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,12 @@ def network() -> nn.Sequential:
 
 def recorder_of(model: nn.Module, path: Path, **options: Any) -> nd.Recorder:
     return nd.Recorder(model, options.pop("probes", ["outputs"]), {"test": (X, Y)}, path=path, **options)
+
+
+def attached_for_one_step(recorder: nd.Recorder, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+    with recorder.attach(optimizer, **options):
+        backward(recorder._model)
+        optimizer.step()
 
 
 def backward(model: nn.Module) -> None:
@@ -208,10 +216,49 @@ def test_attached_again_it_counts_on(tmp_path: Path) -> None:
         with recorder.attach(optimizer):
             backward(model)
             optimizer.step()
-        # Steps that nobody counted: nothing is said of their rates.
-        recorder.record(recorder.step + 1)
+        # Without an optimizer nothing is said of rates.
+        recorder.record(recorder.step)
     recorder.close()
     run = nd.Run.open(tmp_path / "run")
-    assert run.steps("outputs").tolist() == [0, 1, 2, 3, 4]
-    assert run.steps("learning_rate").tolist() == [0, 1, 3]
+    assert run.steps("learning_rate").tolist() == run.steps("outputs").tolist() == [0, 1, 2]
     assert run["learning_rate/sum"].tolist() == [0, 0.5, 1]
+
+
+def test_behind_steps_that_nobody_counted_the_sum_is_unknown(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    recorder = recorder_of(model, tmp_path / "run")
+    attached_for_one_step(recorder, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.25
+    with pytest.warns(RuntimeWarning, match=r"found 1 of 3 applied steps counted, .*; learning_rate/sum is NaN"):
+        attached_for_one_step(recorder, optimizer, first_step=3)
+    state = json.loads(json.dumps(recorder.state_dict(), allow_nan=False))
+    recorder.close()
+    # Told once, and unknown for good.
+    recorder.load_state_dict(state)
+    with warnings.catch_warnings(action="error"):
+        attached_for_one_step(recorder, optimizer)
+    recorder.close()
+    run = nd.Run.open(tmp_path / "run")
+    assert run.steps("learning_rate").tolist() == [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(run["learning_rate/sum"], [0, 0.5, np.nan, np.nan, np.nan])
+    assert run["learning_rate/value"].tolist() == [0.5, 0.5, 0.25, 0.25, 0.25]
+
+
+def test_a_state_without_rates_leaves_none(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    recorder = recorder_of(model, tmp_path / "run")
+    with recorder.attach(optimizer):
+        backward(model)
+        optimizer.step()
+        # As those were that older versions wrote.
+        state = recorder.state_dict() | {"learning_rate": None}
+        backward(model)
+        optimizer.step()
+    recorder.close()
+    recorder.load_state_dict(state)
+    with pytest.warns(RuntimeWarning, match="found 0 of 1 applied steps counted"):
+        attached_for_one_step(recorder, optimizer)
+    recorder.close()
+    np.testing.assert_array_equal(nd.Run.open(tmp_path / "run")["learning_rate/sum"], [0, 0.5, np.nan])

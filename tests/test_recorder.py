@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +21,19 @@ from torch.nn import functional
 import ntkdyn as nd
 from ntkdyn.errors import (
     ConfigurationError,
+    DivergedTraining,
     NondeterministicForward,
     ProbeError,
     RecordingExists,
     ShapeError,
+    StorageError,
     UnknownName,
 )
 from ntkdyn.gates import Gate
 from ntkdyn.kernel.rules import rules
 from ntkdyn.recorder import passes
-from ntkdyn.recorder.recording import git_commit
+from ntkdyn.recorder.recording import git_commit, weights_digest
+from ntkdyn.store import files
 from ntkdyn.store.reader import RunReader
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
@@ -118,6 +123,64 @@ def test_finished_when_the_recorder_is_gone(tmp_path: Path) -> None:
     del recorder
     assert status(tmp_path / "run") == "finished"
     assert (tmp_path / "run" / "run.h5").exists()
+
+
+def test_after_divergence_it_is_finished_too(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = nd.Recorder(model, [Norm()], X, path=tmp_path / "run")
+
+    def diverge() -> None:
+        train(model, optimizer, 2)
+        raise DivergedTraining("found loss nan")
+
+    with pytest.raises(DivergedTraining), recorder.attach(optimizer):
+        diverge()
+    assert status(tmp_path / "run") == "running"
+    del recorder
+    assert status(tmp_path / "run") == "finished"
+    assert RunReader.open(tmp_path / "run").manifest["final_weights_sha256"] == weights_digest(model)
+
+
+def test_attached_often_it_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, optimizer = run_with(tmp_path, [Norm()], 1)
+    model, registered = recorder._model, []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    for _ in range(5):
+        with recorder.attach(optimizer):
+            train(model, optimizer, 1)
+    assert registered == []
+    held = [one.peek() for one in list(weakref.finalize._registry)]  # type: ignore[attr-defined]
+    assert sum(one is not None and one[0] is recorder for one in held) == 1
+    recorder.close()
+
+
+@pytest.mark.filterwarnings("ignore:found no space; training goes on")
+@pytest.mark.parametrize("again", ["close", "load_state_dict"])
+def test_a_close_that_the_disk_refuses_can_be_repeated(
+    again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, optimizer = run_with(tmp_path, [Norm()], 3)
+
+    def refuse(path: Path, data: Any) -> None:
+        raise StorageError("found no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "publish", refuse)
+        with pytest.warns(RuntimeWarning, match="close again"):
+            recorder.close("interrupted")
+    assert recorder.closed
+    assert status(tmp_path / "run") == "running"
+    if again == "close":
+        recorder.close()
+        assert status(tmp_path / "run") == "interrupted"
+        return
+    recorder.load_state_dict(recorder.state_dict())
+    assert status(tmp_path / "run") == "interrupted"
+    with recorder.attach(optimizer):
+        pass
+    recorder.close()
+    assert status(tmp_path / "run") == "finished"
 
 
 def test_watches_have_schedules_sets_and_names(tmp_path: Path) -> None:

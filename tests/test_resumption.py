@@ -390,6 +390,8 @@ def test_a_state_comes_before_recording(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="after recording began"):
         training.recorder.load_state_dict(saved["recorder"])
     training.recorder.close()
+    # Nothing is recorded between the two.
+    training.recorder.load_state_dict(training.recorder.state_dict())
     training.recorder.load_state_dict(saved["recorder"])
     with training.recorder.attach(training.optimizer):
         # Closed, but not yet left.

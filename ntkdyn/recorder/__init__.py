@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,13 +23,13 @@ from .interruption import Interruption
 from .learning_rates import LearningRates
 from .measurement import measure as measure
 from .observer import Observer, OnError
-from .optimizers import applying_optimizer
+from .optimizers import applying_optimizer, overflowed
 from .passes import Loss
 from .recording import Recording, Records, weights_digest
 from .settings import check_choice, check_model, chosen_batchnorm
 from .snapshots import BatchNorm, Forward, fixed_inputs, probe_sets
 from .state import State, dump_state
-from .watches import Due, Watched, given_back, merged, watches_of
+from .watches import Due, Watched, give_back, merged, watches_of
 from .watches import Watch as Watch
 
 
@@ -62,7 +60,8 @@ class Recorder:
 
     Under an optimizer every snapshot also has ``learning_rate/value`` and ``learning_rate/sum``: the rate of the last
     applied step and the sum over all of them, of the optimizer's first parameter group and, of several optimizers, the
-    last one listed. A probe of yours with the name learning_rate takes their place.
+    last one listed; the sum is NaN behind steps that were applied while nothing was attached. A probe of yours with the
+    name learning_rate takes their place.
 
     In a process group of torch.distributed only rank 0 records, and without collective calls; a warning says when a
     snapshot takes more than half of their timeout. Sharded parameters (FSDP) are refused.
@@ -178,11 +177,9 @@ class Recorder:
             self._hooks.close()
             self._rates.leave()
             self._attached = self._counting = False
-        if self._recording is not None and self._recording.is_open:
-            self._recording.final_weights = weights_digest(self._model)
-            # Nobody has to call close: the recording is finished when the recorder goes, at exit at the latest. At exit
-            # by an entry of its own, as that of weakref may run after h5py has taken its converters back.
-            atexit.register(weakref.finalize(self, self._recording.close, "finished"))
+            if self._recording is not None and self._recording.is_open:
+                self._recording.final_weights = weights_digest(self._model)
+                self._recording.close_after(self)
 
     def record(self, step: int | None = None, epoch: float | None = None) -> None:
         """Record what is due at this step; for LBFGS, several optimizers, or a loop of your own.
@@ -215,7 +212,8 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the run in this recorder's folder behind the step of a state; before ``attach`` or ``record``.
 
-        A closed recorder is open again: with its own ``state_dict()`` it goes on where it ended.
+        A closed recorder is open again: with its own ``state_dict()`` it goes on where it ended. What ``finish`` has
+        stored are results of a training that had ended; a run that goes on has none until it is called again.
 
         Steps that were recorded after the checkpoint are superseded by those of the new branch: none is lost from the
         disk, none doubled among those that readers see. Model, probes and sets must be those of the run.
@@ -223,7 +221,8 @@ class Recorder:
         Raises: ConfigurationError: no state of a recorder, or recording has begun.
         """
         loaded = State.load(state, self.path)
-        if self._attached or (not self._closed and any(one.step is not None for one in self._watches)):
+        begun = not self._closed and self._state is None and any(one.step is not None for one in self._watches)
+        if self._attached or begun:
             raise ConfigurationError(
                 f"recorder of {self.path}: found load_state_dict() after recording began, expected it before attach"
             )
@@ -233,10 +232,9 @@ class Recorder:
         self.step = loaded.step
         for one in self._watches:
             one.step, one.skipped, one.disabled = loaded.entries.get(one.name, (None, 0, False))
-        if loaded.rates is not None:
-            self._rates = loaded.rates
-        if loaded.run is not None:
-            self._state = loaded
+        # Of a state from before there were rates nothing is known, not what this recorder has counted since.
+        self._rates = loaded.rates or LearningRates()
+        self._state = None if loaded.run is None else loaded
 
     def finish(self, results: Mapping[str, float]) -> None:
         """Store the results of the run in its run.json.
@@ -258,10 +256,15 @@ class Recorder:
         return self._closed
 
     def close(self, status: str = "finished") -> None:
-        """End the recording with that status and pack it into run.h5; a second call does nothing."""
+        """End the recording with that status and pack it into run.h5.
+
+        A further call does nothing, unless the disk has refused a part: then it is tried again.
+        """
         self._hooks.close()
         if not self._closed:
             self._end(status)
+        elif self._recording is not None:
+            self._recording.close(status)
 
     def _settle_who_records(self) -> None:
         """Leave recording to the first process; not before it begins, as the process group may be made after us."""
@@ -290,9 +293,7 @@ class Recorder:
 
         def applied(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
             interruption.stepping = False
-            # A GradScaler does not call an unfused optimizer at all, but lets a fused one see the overflow.
-            overflow = getattr(optimizer, "found_inf", None)
-            if overflow is None or not bool(overflow):
+            if not overflowed(optimizer):
                 self.step = step = self.step + 1
                 rates.applied()
                 for due in dues:
@@ -315,7 +316,7 @@ class Recorder:
         continued = self._state is not None
         self._continue()
         if optimizers and all(one.name != self._rates.group for one in self._watches):
-            self._rates.follow(optimizers[-1], self.step)
+            self._rates.follow(optimizers[-1], self.step, self.path)
         self._take([one for one in self._watches if not continued or one.step is None or one.due(self.step)])
 
     def _continue(self) -> None:
@@ -328,13 +329,7 @@ class Recorder:
         self._state = None
         recorded = self._recording.last_arrays()
         self._rates.recorded, _ = recorded.get(self._rates.group, (None, {}))
-        if missing := given_back(self._watches, recorded):
-            warnings.warn(
-                f"{self.path}: the checkpoint of step {state.step} is newer than the recording, which ends for "
-                f"{', '.join(missing)}; training goes on, what lies between is missing",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        give_back(self._watches, recorded, state.step, self.path)
 
     def _opening_facts(self) -> dict[str, Any]:
         return {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..probe import Field
+from .guard import without_modes
 
 # Rates on another device are fetched together, so that training waits for them once in so many steps.
 _MOST_WAITING = 1000
@@ -21,9 +25,11 @@ _MOST_WAITING = 1000
 class LearningRates:
     """The learning rates with which an optimizer made its steps, those of its first parameter group.
 
-    ``value`` is the rate of the last applied step; before the first one, the rate that the optimizer holds. ``sum`` is
-    that of all applied steps behind step ``since``, an attribute of the group (``since_step``): 0, or where a training
-    is recorded from a later step on, that step. A run that branches from a recorded one counts on from it.
+    ``value`` is the rate of the last applied step; before the first one, and behind steps that were not counted, the
+    rate that the optimizer holds. ``sum`` is that of all applied steps behind step ``since``, an attribute of the group
+    (``since_step``): 0, or where a training is recorded from a later step on, that step. Where steps were applied
+    between two attaches, so that it is unknown, it is NaN from there on. A run that branches from a recorded one counts
+    on from it.
 
     Attributes: recorded: the last step at which they are in the run.
     """
@@ -44,17 +50,31 @@ class LearningRates:
         self._optimizer: Optimizer | None = None
         self.recorded: int | None = None
 
-    def follow(self, optimizer: Optimizer, step: int) -> None:
-        """Record the rates of this optimizer, of which so many steps are applied; one without rates has no records."""
-        rate = _number(optimizer.param_groups[0].get("lr"))
-        if rate is None:
+    def follow(self, optimizer: Optimizer, step: int, path: Path) -> None:
+        """Record the rates of this optimizer, of which so many steps are applied; one without rates has no records.
+
+        Warns where rates are recorded already and some of the steps since then were not counted.
+        """
+        held = _number(optimizer.param_groups[0].get("lr"))
+        if held is None:
             return
         self._settle()
         self._optimizer = optimizer
-        if self._value is None:
-            self._value = float(rate)
-        if self.recorded is None and step != self._since + self._steps:
-            self._since, self._steps, self._sum, self._value = step, 0, 0.0, float(rate)
+        if self._value is not None and step == self._since + self._steps:
+            return
+        self._value = held if isinstance(held, float) else _fetched([held])[0]
+        if step == self._since + self._steps:
+            return
+        if self.recorded is None:
+            self._since, self._steps, self._sum = step, 0, 0.0
+            return
+        warnings.warn(
+            f"{path}: found {self._steps} of {step - self._since} applied steps counted, expected all since step "
+            f"{self._since}; learning_rate/sum is NaN from here on; attach the optimizer to all steps of a run",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        self._steps, self._sum = step - self._since, math.nan
 
     def leave(self) -> None:
         """End what ``follow`` began."""
@@ -87,22 +107,22 @@ class LearningRates:
         return {"optimizer": type(self._optimizer).__name__, "parameter_group": 0, "since_step": self._since}
 
     def dump(self) -> dict[str, Any]:
-        """State for a checkpoint, JSON values."""
+        """State for a checkpoint, JSON values, of which NaN is none."""
         self._settle()
-        return {"since": self._since, "steps": self._steps, "sum": self._sum, "value": self._value}
+        known = None if math.isnan(self._sum) else self._sum
+        return {"since": self._since, "steps": self._steps, "sum": known, "value": self._value}
 
     @staticmethod
     def load(state: Mapping[str, Any]) -> LearningRates:
         """Go on from what ``dump`` returned.  Raises: KeyError, TypeError, ValueError: it is something else."""
         rates = LearningRates()
         rates._since, rates._steps = operator.index(state["since"]), operator.index(state["steps"])
-        rates._sum = float(state["sum"])
+        rates._sum = math.nan if state["sum"] is None else float(state["sum"])
         rates._value = None if state["value"] is None else float(state["value"])
         return rates
 
     def _settle(self) -> None:
-        tensors = [rate for rate in self._waiting if isinstance(rate, Tensor)]
-        fetched = iter(torch.stack([rate.to(tensors[0].device) for rate in tensors]).tolist() if tensors else ())
+        fetched = iter(_fetched([rate for rate in self._waiting if isinstance(rate, Tensor)]))
         for rate in self._waiting:
             self._value = next(fetched) if isinstance(rate, Tensor) else rate
             # One after the other, so that the sum does not depend on when it was last asked for.
@@ -113,9 +133,16 @@ class LearningRates:
 
 def _number(rate: Any) -> float | Tensor | None:
     """A learning rate as an optimizer holds it; None where it is no number."""
-    if rate is None:
-        return None
     if isinstance(rate, Tensor):
-        # A copy, as schedulers write into the tensor.
-        return rate.detach().clone().reshape(()) if rate.numel() == 1 else None
+        with without_modes():
+            # A copy, as schedulers write into the tensor.
+            return rate.detach().clone().reshape(()) if rate.numel() == 1 else None
     return float(rate) if isinstance(rate, Real) else None
+
+
+def _fetched(rates: Sequence[Tensor]) -> list[float]:
+    """Numbers of tensors that may be on several devices, at once."""
+    if not rates:
+        return []
+    with without_modes():
+        return [float(rate) for rate in torch.stack([rate.to(rates[0].device) for rate in rates]).tolist()]

@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ..errors import ConfigurationError
+from .guard import without_modes
 
 
 def applying_optimizer(optimizer: Any, path: Path) -> Optimizer:
@@ -24,3 +25,15 @@ def applying_optimizer(optimizer: Any, path: Path) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise ConfigurationError(f"recorder of {path}: found {type(optimizer).__name__}, expected attach(optimizer)")
     return optimizer
+
+
+def overflowed(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler has found gradients beyond all numbers, so that a step changes nothing.
+
+    It does not call an unfused optimizer at all then, but lets a fused one see it.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    if found is None:
+        return False
+    with without_modes():
+        return bool(found)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import platform
 import shlex
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,13 @@ class Recording:
         self._manifest = manifest
         self._writer: RunWriter | None = None
         self._declared: set[str] = set()
-        self._closed = False
+        self._status: str | None = None
         self.final_weights: str | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether the folder has been made and the recording is not closed."""
-        return self._writer is not None and not self._closed
+        """Whether the folder has been made and nobody has called close."""
+        return self._writer is not None and self._status is None
 
     @property
     def run(self) -> str | None:
@@ -60,7 +62,9 @@ class Recording:
         return None if self._writer is None else str(self._writer.manifest.get("run"))
 
     def reopened(self) -> Recording:
-        """A recording that may go on with the run of this one, which is closed."""
+        """A recording that may go on with the run of this one, which ends here."""
+        # Once more where the disk has refused it; else its lock would keep the next one out.
+        self.close("finished")
         return Recording(self.path, self._sets, self._calibration, self._manifest)
 
     def open(self, facts: Mapping[str, Any], *, after: int | None = None, run: str | None = None) -> None:
@@ -147,11 +151,33 @@ class Recording:
             self._writer.update(**entries)
 
     def close(self, status: str) -> None:
-        """Set the status and close; idempotent. A finished run is packed."""
-        if self._writer is not None and not self._closed:
-            self._closed = True
+        """Set the status, unless an earlier call has set one, and close. A finished run is packed.
+
+        What the disk refuses then is tried again by a further call; after a complete one it does nothing.
+        """
+        if self._writer is not None and not self._writer.closed:
+            self._status = self._status or status
             # A run that was cut short must end quickly; its segments are read as they are.
-            self._writer.close(pack=status == "finished", status=status, final_weights_sha256=self.final_weights)
+            pack = self._status == "finished"
+            self._writer.close(pack=pack, status=self._status, final_weights_sha256=self.final_weights)
+
+    def close_after(self, owner: object) -> None:
+        """Close as finished when the owner goes, at exit at the latest, as nobody has to call close."""
+        if self not in _left_open:
+            _left_open.add(self)
+            # At exit ours comes before.
+            weakref.finalize(owner, self.close, "finished").atexit = False
+
+
+# Those that recorders have left open.
+_left_open: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_left_open() -> None:
+    # An entry of its own, as that of weakref may run after h5py has taken its converters back.
+    for recording in list(_left_open):
+        recording.close("finished")
 
 
 def git_commit(folder: Path) -> str | None:

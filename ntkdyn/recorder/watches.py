@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,8 +189,13 @@ def merged(watches: Sequence[Watched]) -> tuple[Callable[[int], bool], ...]:
     return (*union, *dict.fromkeys(others))
 
 
-def given_back(watches: Sequence[Watched], recorded: Mapping[str, tuple[int, dict[str, Any]]]) -> list[str]:
-    """Give watches what a run holds, group -> (its last step, arrays); say which groups end before a watch's step."""
+def give_back(
+    watches: Sequence[Watched], recorded: Mapping[str, tuple[int, dict[str, Any]]], step: int, path: Path
+) -> None:
+    """Give watches what the run in a folder holds up to a checkpoint, group -> (its last step, arrays).
+
+    Warns of groups that end before the checkpoint says.
+    """
     missing = []
     for one in watches:
         known = one.step
@@ -198,6 +205,12 @@ def given_back(watches: Sequence[Watched], recorded: Mapping[str, tuple[int, dic
             if known is not None and not one.disabled and (last is None or last < known):
                 missing.append(f"{group} at step {last} instead of {known}")
             if last is not None:
-                # Later than the state where a last snapshot was taken after it had been saved, at the same step.
+                # Later than the checkpoint says where a last snapshot was taken after it, at the same step.
                 one.step = last if one.step is None else max(one.step, last)
-    return missing
+    if missing:
+        warnings.warn(
+            f"{path}: the checkpoint of step {step} is newer than the recording, which ends for {', '.join(missing)}; "
+            "training goes on, what lies between is missing",
+            RuntimeWarning,
+            stacklevel=5,
+        )

@@ -251,6 +251,11 @@ class RunWriter:
         self.manifest = merged
         self._outbox.set_manifest(content)
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` has brought everything to the disk."""
+        return self._closed
+
     def close(self, *, pack: bool = True, **entries: Any) -> None:
         """Write what is left, set the status ("finished" unless given) and pack runs of up to 1 GiB; idempotent.
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils.flop_counter import FlopCounterMode
 
 import ntkdyn as nd
+from ntkdyn.recorder import learning_rates
 
 
 def network() -> nn.Sequential:
@@ -63,10 +64,13 @@ class Leaving:
         raise RuntimeError("a bug of the user")
 
 
-def counted(folder: Path | None, default_device: str | None) -> dict[str, Any]:
+def counted(folder: Path | None, default_device: str | None, rate: Any = 0.1) -> dict[str, Any]:
     """What counters see of a training, with a recorder where there is a folder."""
     model, inputs = network(), torch.randn(6, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    # A fused optimizer can be told of overflow, by a GradScaler for one.
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=isinstance(rate, Tensor))
+    if isinstance(rate, Tensor):
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(0.0)  # type: ignore[attr-defined]
     packed: list[Any] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -112,6 +116,18 @@ def test_counters_of_the_caller_do_not_see_snapshots(tmp_path: Path, default_dev
     assert all(plain[kind] for kind in ("functions", "operations", "saved tensors"))
     assert recorded == plain
     assert nd.Run.open(tmp_path / "run", trusted=True).steps("ntk").tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:probe 'leaving'.*a bug of the user")
+def test_counters_of_the_caller_do_not_see_rates_that_are_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning_rates, "_MOST_WAITING", 2)
+    plain, recorded = counted(None, None, torch.tensor(0.1)), counted(tmp_path / "run", None, torch.tensor(0.1))
+    assert recorded == plain
+    np.testing.assert_allclose(
+        nd.Run.open(tmp_path / "run", trusted=True)["learning_rate/sum"], [0, 0.1, 0.2, 0.3], rtol=1e-6
+    )
 
 
 def test_modes_and_saved_tensors_hooks_of_the_caller_do_not_change_snapshots() -> None:
