@@ -43,6 +43,9 @@ def refuse_sharded(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if _is_a(parameter, "torch.distributed.tensor", "DTensor"):
             raise _sharded(f"parameter {name!r}", "fully_shard or another DTensor")
+        # What FSDP has inside may be given without it.
+        if getattr(parameter, "_fsdp_flattened", False):
+            raise _sharded(f"parameter {name!r}", "FullyShardedDataParallel")
         if hasattr(parameter, "ds_id"):
             raise _sharded(f"parameter {name!r}", "DeepSpeed ZeRO stage 3")
 

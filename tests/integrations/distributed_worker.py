@@ -57,10 +57,12 @@ def train(folder: Path, rank: int, size: int, kind: str) -> dict[str, object]:
             from torch.distributed.fsdp import fully_shard
 
             fully_shard(network, mesh=init_device_mesh("cpu", (size,)))
-        elif kind == "flat":
+        elif kind in ("flat", "inner"):
             from torch.distributed.fsdp import FullyShardedDataParallel
 
-            model = FullyShardedDataParallel(network, device_id=torch.device("cpu"))
+            # Of "inner" the recorder gets what is inside the wrapper, under its own names.
+            named = kind == "inner"
+            model = FullyShardedDataParallel(network, device_id=torch.device("cpu"), use_orig_params=named)
         else:
             model = nn.parallel.DistributedDataParallel(network)
         if kind == "zero":

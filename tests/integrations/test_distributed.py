@@ -20,7 +20,7 @@ from ntkdyn.errors import ConfigurationError
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-KINDS = ("without", "early", "late", "zero", "slow", "sharded", "flat")
+KINDS = ("without", "early", "late", "zero", "slow", "sharded", "flat", "inner")
 Answers = dict[str, list[dict[str, Any]]]
 
 
@@ -76,6 +76,7 @@ def test_a_snapshot_that_may_outlast_the_timeout_is_warned_of(answers: Answers) 
     [
         ("sharded", "parameter '0.weight' sharded over processes by fully_shard"),
         ("flat", "layer '<root>' sharded over processes by FullyShardedDataParallel"),
+        ("inner", "parameter '0.weight' sharded over processes by FullyShardedDataParallel"),
     ],
 )
 def test_sharded_parameters_are_refused_by_name_in_every_process(
