@@ -31,9 +31,12 @@ class EmpiricalNTK:
     Args:
         reduce: "trace", "mean", "each" or "full", as in ``empirical_ntk``.
         per: None, "layer" or "parameter".
-        max_memory: bytes that a snapshot of a kernel "trace", "mean" or "full" may take; None: 4 GiB. A kernel of more
-            than half of it is computed and written in bands of samples, an eighth of it each, and every band
-            differentiates all samples again. Contributions and "each" are always taken whole.
+        max_memory: for a kernel "trace", "mean" or "full"; None: 4 GiB. The size of the recorded array decides: up to
+            half of max_memory it is taken whole, and what computing it takes beside is not bounded. A larger one is
+            computed and written in bands of samples, an eighth of max_memory each, and every band differentiates all
+            samples again. Where max_memory is given it bounds that computation in bytes, and what is too little for
+            one band is refused at the snapshot, with the least that works: tens of MB even for small networks.
+            Contributions and "each" are always taken whole.
 
     Raises: ConfigurationError: another reduce or per, or max_memory with contributions or "each".
     Source: Jacot et al. 2018 (arXiv 1806.07572).
