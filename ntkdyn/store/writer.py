@@ -265,6 +265,9 @@ class RunWriter:
         if self._closed or os.getpid() != self._process:
             return
         self.update(**{"status": "finished", **entries})
+        if not self._outbox.is_empty:
+            # A disk that has refused a single call is asked once more before anything is said to be lost.
+            self._outbox.flush()
         self._name_missing_steps()
         if not self._outbox.is_empty:
             return
