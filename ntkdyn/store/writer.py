@@ -64,6 +64,7 @@ class RunWriter:
         self._declarations: dict[str, Declaration] = {}
         self._written: dict[str, set[int]] = {}
         self._statics_done: set[str] = set()
+        self._statics_left: dict[str, dict[str, Array]] = {}
         self._branch: list[int] = []
         self._outbox = Outbox(self.path)
         self._closed = False
@@ -242,6 +243,10 @@ class RunWriter:
             self._written[block.declaration.group].discard(step)
             if block.statics:
                 self._statics_done.discard(block.declaration.group)
+                # They are given once, and go with the next snapshot.
+                self._statics_left[block.declaration.group] = {
+                    name: array.copy() for name, array in block.statics.items()
+                }
 
     def update(self, **entries: Any) -> None:
         """Merge entries into run.json, atomically; a refusing disk is warned of and tried again."""
@@ -314,6 +319,7 @@ class RunWriter:
         if step < 0 or step in self._written[group]:
             raise ProbeError(f"group {group!r}: found step {step} recorded already or negative; record each step once")
         declaration = self._declarations[group]
+        arrays = {**self._statics_left.get(group, {}), **arrays}
         unknown = sorted(set(arrays) - set(declaration.fields))
         if unknown:
             raise ProbeError(f"group {group!r}: found the undeclared field {unknown[0]!r}; return it from fields()")

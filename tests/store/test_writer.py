@@ -270,6 +270,33 @@ def test_memory_for_a_full_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.M
     assert reader.read("p/s") == 1
 
 
+def test_static_fields_of_a_snapshot_that_was_given_up_go_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = RunWriter(tmp_path / "run", {})
+    recording.declare("q", [Field(name="x", dims=("n",), shape=(5000,))])
+    recording.declare("p", [Field(name="x", dims=("n",), shape=(1000,)), Field(name="s", static=True)])
+    monkeypatch.setattr(outbox, "PENDING_BYTES", 20_000)
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(files, "replace", fail)
+        recording.commit(0, None, {"q": {"x": np.zeros(5000)}})
+        # Given up; the field is given once, as by a probe that has recorded it.
+        static = np.array(3.0)
+        recording.commit(1, None, {"p": {"x": np.ones(1000), "s": static}})
+        static[()] = 4
+    recording.commit(2, None, {"p": {"x": np.ones(1000)}})
+    with pytest.warns(RuntimeWarning, match="step 1 could not be written"):
+        recording.close()
+    reader = RunReader.open(tmp_path / "run")
+    assert reader.steps("p").tolist() == [2]
+    assert reader.read("p/s") == 3
+
+
 CHILD = """
 import sys, numpy as np
 from ntkdyn.probe import Field
