@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="a long check; pytest --long runs it"))
+
+
+@pytest.fixture(scope="session")
+def module_of() -> Callable[[str], ModuleType]:
+    """What loads a module of the tests by its place below tests/, for the conftest.py of a folder."""
+    return _load
 
 
 @pytest.fixture(scope="session")

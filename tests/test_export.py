@@ -106,7 +106,7 @@ def test_netcdf_is_read_by_xarray(run: Run, tmp_path: Path) -> None:
 
 def test_netcdf_of_many_snapshots_takes_no_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 64 MiB in the product; a snapshot here is 256 KiB.
-    monkeypatch.setattr("ntkdyn.store.verify._BATCH", 2**20)
+    monkeypatch.setattr("ntkdyn.store.bands._PIECE_BYTES", 2**20)
 
     def peak(count: int) -> int:
         writer = RunWriter(tmp_path / str(count), {})

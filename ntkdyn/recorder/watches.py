@@ -48,7 +48,7 @@ class Watched:
         sets: names of its probe sets; [""] or the first one for a probe that does not look at inputs.
         fields: what it declared, by group; last: its last recorded arrays, by group, None for bands and large ones.
         step: the last step at which it was recorded; seconds: how long measuring took.
-        skipped: scheduled snapshots left out because of max_overhead; missed: the last step left out.
+        skipped: scheduled snapshots left out because of max_overhead.
     """
 
     probe: Probe

@@ -1,4 +1,4 @@
-"""Rows of an array that are too large for memory: written, checked, read and copied in bands of their first axis."""
+"""Rows of an array that are too large for memory: written, checked and read in bands of their first axis."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from .segment import (
     Declaration,
     canonical,
     check_shape,
+    get_array,
     header_crc,
     is_packed,
     refuse_damaged_row,
-    stored_dtype,
+    selected,
 )
 
 # Bytes of a band that is read, which has at least one entry of the first axis.
 BAND_BYTES = 64 * 2**20
+# Bytes of whole rows that are read at once, at least one.
+_PIECE_BYTES = 64 * 2**20
 # Arrays beyond this stay on the disk where only the last row is wanted.
 _LARGE_BYTES = 2**30
 
@@ -133,19 +136,25 @@ def checked_bands(
     refuse_damaged_row(path, name, steps[row], crc, int(np.atleast_1d(dataset.attrs["crc32"])[row]))
 
 
-def copy_row(
-    origin: h5py.File,
+def in_pieces(
+    file: h5py.File,
     path: Path,
     declaration: Declaration,
     field: Field,
     steps: Sequence[int],
-    row: int,
-    target: h5py.Dataset,
-    index: int,
-    check: Callable[[], None],
-) -> None:
-    """Copy one row of a file into another, band by band.  Raises: DamagedRecording."""
-    kind = stored_dtype(field.dtype)
-    for here, band in checked_bands(origin, path, declaration, field, steps, row):
-        target[index, here] = band.astype(kind, copy=False)
-        check()
+    rows: Sequence[tuple[int, int]],
+) -> Iterator[tuple[Any, Array]]:
+    """Rows of an array in pieces that memory holds: where they go, and the numbers; every CRC is compared.
+
+    Args: steps: of the file's group.  rows: (index where they go, row in the file), by rising index.
+    Raises: DamagedRecording: names the file, the array and the step.
+    """
+    if is_read_in_bands(file[declaration.path(field)], field):
+        for index, row in rows:
+            for here, band in checked_bands(file, path, declaration, field, steps, row):
+                yield (index, here), band
+        return
+    count = max(1, _PIECE_BYTES // max(math.prod(field.shape) * 8, 1))
+    for start in range(0, len(rows), count):
+        indices, chosen = zip(*rows[start : start + count], strict=True)
+        yield selected(indices), get_array(file, path, declaration, field, steps, chosen)

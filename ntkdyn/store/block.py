@@ -71,12 +71,11 @@ def fill(file: h5py.File, blocks: Sequence[Block], facts: Facts, check: Callable
             if isinstance(rows, BandedRow):
                 dataset = create_array(file, declaration, field, 1, packed=False)
                 crc = [rows.put(dataset, header_crc(path, field, block.steps[0]), check)]
-                hdf5.set_attribute(dataset, "crc32", np.array(crc, dtype=np.uint32))
-                continue
-            packed = triangle.can_be_packed(field) and triangle.is_symmetric(rows)
-            dataset = create_array(file, declaration, field, len(rows), packed=packed)
-            put_whole(dataset, field, triangle.pack(rows) if packed else rows)
-            crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, rows, strict=True)]
+            else:
+                packed = triangle.can_be_packed(field) and triangle.is_symmetric(rows)
+                dataset = create_array(file, declaration, field, len(rows), packed=packed)
+                put_whole(dataset, field, triangle.pack(rows) if packed else rows)
+                crc = [row_crc(path, field, step, row) for step, row in zip(block.steps, rows, strict=True)]
             hdf5.set_attribute(dataset, "crc32", np.asarray(crc, dtype=np.uint32))
             check()
         for name, array in block.statics.items():

@@ -6,7 +6,6 @@ inputs removed. What an interruption leaves twice, readers take once and ``repai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from ..errors import DamagedRecording
 from ..probe import Field
 from . import files, hdf5, triangle
-from .bands import copy_row, is_read_in_bands
+from .bands import in_pieces
 from .reader import Source
 from .segment import (
     EPOCH,
@@ -34,9 +33,8 @@ from .segment import (
     put_recording,
     put_rows,
     row_crc,
-    selected,
 )
-from .verify import batches, check_sums
+from .verify import check_sums
 
 # 10,000 snapshots are at most 31 files of each of three sizes, and are copied twice in all.
 FAN = 32
@@ -156,17 +154,10 @@ class _Merging:
             here = [(index, row) for index, (_, _, owner, row) in enumerate(self.rows) if owner == number]
             steps = source.axes[self.entry.group][0].tolist()
             stored = np.atleast_1d(origin[path].attrs["crc32"])
-            if is_read_in_bands(origin[path], field):
-                for index, row in here:
-                    copy_row(origin, source.path, self.entry, field, steps, row, dataset, index, self.check)
-                    crc[index] = stored[row]
-                continue
-            for part in batches(len(here), math.prod(field.shape) * 8):
-                indices, chosen = [here[k][0] for k in part], [here[k][1] for k in part]
-                data = get_array(origin, source.path, self.entry, field, steps, chosen)
-                put_rows(dataset, field, selected(indices), data)
-                crc[indices] = stored[chosen]
+            for selection, data in in_pieces(origin, source.path, self.entry, field, steps, here):
+                put_rows(dataset, field, selection, data)
                 self.check()
+            crc[[index for index, _ in here]] = stored[[row for _, row in here]]
         self._note(dataset, crc)
 
 

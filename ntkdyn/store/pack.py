@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import DamagedRecording, StorageError
 from ..probe import Field
 from . import files, hdf5
-from .bands import copy_row, is_read_in_bands
+from .bands import in_pieces
 from .compact import compare_sums, costs_of, merge
 from .declare import coordinate_array, folder_of
 from .lock import Lock
@@ -34,10 +34,9 @@ from .segment import (
     get_array,
     put_recording,
     row_crc,
-    selected,
     stored_dtype,
 )
-from .verify import ANY_SIZE, batches, remember
+from .verify import ANY_SIZE, remember
 
 AUTOMATIC_BYTES = 2**30
 _CHUNK = 2**20
@@ -282,15 +281,9 @@ class _Packing:
                 continue
             path = entry.path(field)
             stored = np.atleast_1d(origin[path].attrs["crc32"])
-            if is_read_in_bands(origin[path], field):
-                for index, row in here:
-                    copy_row(origin, source.path, entry, field, steps, row, self.file[path], index, self.check)
-                    self.sums[path][index] = stored[row]
-                continue
-            for part in batches(len(here), math.prod(field.shape) * 8):
-                indices, rows = [here[k][0] for k in part], [here[k][1] for k in part]
-                self._put(path, field, selected(indices), get_array(origin, source.path, entry, field, steps, rows))
-                self.sums[path][indices] = stored[rows]
+            for selection, data in in_pieces(origin, source.path, entry, field, steps, here):
+                self._put(path, field, selection, data)
+            self.sums[path][[index for index, _ in here]] = stored[[row for _, row in here]]
 
     def _put(self, path: str, field: Field, selection: Any, data: np.ndarray[Any, Any]) -> None:
         if data.size:

@@ -345,12 +345,11 @@ class RunReader:
         steps = source.axes[entry.group][0].tolist()
         # Tried on an array without memory, so that a wrong index is not taken for a damaged file.
         empty = np.broadcast_to(np.zeros((), np.dtype(object if field.dtype == "str" else field.dtype)), field.shape)
-        found = np.empty_like(empty[(first, *others)], order="C", subok=False)
+        found = np.empty(empty[(first, *others)].shape, empty.dtype)
         wanted = np.atleast_1d(np.arange(field.shape[0])[first])
-        row: Array | None = None
         with source.opened() as file:
             if is_read_in_bands(file[name], field):
-                lines = found.reshape(len(wanted), *found.shape[found.ndim - empty[(0, *others)].ndim :])
+                lines = found[np.newaxis] if isinstance(first, int) else found
                 for here, band in checked_bands(file, source.path, entry, field, steps, place.row):
                     for position in np.flatnonzero((wanted >= here.start) & (wanted < here.stop)).tolist():
                         lines[position] = band[(int(wanted[position]) - here.start, *others)]

@@ -27,7 +27,7 @@ from ..errors import (
     StorageError,
     UntrustedFile,
 )
-from .bands import checked_bands, is_read_in_bands
+from .bands import in_pieces
 from .segment import (
     EPOCH,
     STEP,
@@ -54,7 +54,6 @@ _FILTERS = {
 }
 # Below this an array without storage (an empty one, a short axis) is no attack.
 _SMALL = 64 * 2**10
-_BATCH = 64 * 2**20
 _SECONDS = 30.0
 _BYTES_PER_SECOND = 20e6
 _MEMORY = 2**30
@@ -299,20 +298,9 @@ def check_sums(file: h5py.File, path: Path, declarations: Mapping[str, Declarati
                 if declaration.path(field) in file:
                     get_array(file, path, declaration, field, None)
                 continue
-            if is_read_in_bands(file[declaration.path(field)], field):
-                for row in range(len(steps)):
-                    for _ in checked_bands(file, path, declaration, field, steps, row):
-                        pass
-                continue
-            for rows in batches(len(steps), math.prod(field.shape) * 8):
-                get_array(file, path, declaration, field, steps, rows)
-
-
-def batches(count: int, row_bytes: int) -> Iterator[list[int]]:
-    """Row numbers in pieces of at most 64 MiB, at least one row each."""
-    size = max(1, _BATCH // max(row_bytes, 1))
-    for start in range(0, count, size):
-        yield list(range(start, min(start + size, count)))
+            every = [(row, row) for row in range(len(steps))]
+            for _ in in_pieces(file, path, declaration, field, steps, every):
+                pass
 
 
 def _limit(seconds: int, max_bytes: int, largest_file: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,20 +25,6 @@ BRANCH_OFFSET = 1000
 _STRIDE = 19
 
 
-def _module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"ntkdyn_crash_{name}", Path(__file__).parent / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-disk = _module("disk")
-
-
 def kernel(step: int, branch: int) -> np.ndarray[Any, Any]:
     features = np.random.default_rng(step + BRANCH_OFFSET * branch).standard_normal((6, 3))
     return (features @ features.T).astype("f4")
@@ -49,8 +33,9 @@ def kernel(step: int, branch: int) -> np.ndarray[Any, Any]:
 class Story:
     """What is done to a run, and which snapshots had been committed before which operation."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, disk: ModuleType) -> None:
         self.disk = disk.Disk(root)
+        self.lay_out = disk.lay_out
         self.run = root / "run"
         self.in_bands = False
         # (number of operations before, step -> branch whose numbers are there)
@@ -167,7 +152,7 @@ def visible(run: Path) -> dict[int, int]:
 
 
 def check(story: Story, point: int, state: dict[str, bytes | None], folder: Path, *, go_on: bool) -> None:
-    disk.lay_out(state, folder)
+    story.lay_out(state, folder)
     run = folder / "run"
     committed, possible = story.committed(point), story.possible(point)
     if not (run / "run.json").exists():
@@ -201,13 +186,13 @@ def check(story: Story, point: int, state: dict[str, bytes | None], folder: Path
 @pytest.mark.parametrize("tell", [recording, resumption, repairing, large])
 def test_nothing_committed_is_lost_at_any_point(
     tell: Callable[[Story], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], module_of: Callable[[str], ModuleType],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(compact, "FAN", 3)
     monkeypatch.setattr(bands, "BAND_BYTES", 64)
     for module in (repair, verify):
         monkeypatch.setattr(module, "examine", examined_here)
-    story = Story(tmp_path)
+    story = Story(tmp_path, module_of("crash/disk"))
     with monkeypatch.context() as patch:
         story.disk.record(patch)
         tell(story)

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 
-def _module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"ntkdyn_fuzz_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def harness() -> ModuleType:
+def harness(module_of: Callable[[str], ModuleType]) -> ModuleType:
     """tests/fuzz/harness.py."""
-    return _module("harness")
+    return module_of("fuzz/harness")
 
 
 @pytest.fixture(scope="session")
-def guided() -> ModuleType:
+def guided(module_of: Callable[[str], ModuleType]) -> ModuleType:
     """tests/fuzz/coverage.py, which needs no atheris to be imported."""
-    return _module("coverage")
+    return module_of("fuzz/coverage")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ makes the exit code 1.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
@@ -30,14 +30,9 @@ _SECONDS_A_FILE = 5
 
 def harness() -> ModuleType:
     """The module harness.py beside this one."""
-    spec = importlib.util.spec_from_file_location("ntkdyn_fuzz_harness", Path(__file__).with_name("harness.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    # With -P the folder of a script is not where Python looks; last, as "coverage" is another package elsewhere.
+    sys.path.append(str(Path(__file__).parent))
+    return importlib.import_module("harness")
 
 
 def target_of(tools: Any, kind: str, originals: Path, folder: Path) -> Any:
