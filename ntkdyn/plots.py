@@ -7,6 +7,7 @@ a marker beside each color, so that nothing rests on color alone.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -26,6 +27,9 @@ from .errors import ShapeError
 
 WIDTH = 3.3
 """Width of every figure in inches: half a page."""
+
+# Characters of a line of the legend beside its handles.
+_LEGEND_LINE = 56
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette without its yellow, which is too pale for lines on white."""
@@ -314,13 +318,13 @@ def finish(figure: FigureBase, *, columns: int = 2) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        # A line of the legend holds about 56 characters beside the handles.
-        columns = max(1, min(columns, 56 // (max(len(label) for label in found) + 2)))
-        rows = -(-len(found) // columns)
+        columns = max(1, min(columns, _LEGEND_LINE // (max(len(label) for label in found) + 2)))
+        labels = [textwrap.fill(label, _LEGEND_LINE) for label in found]
+        rows = sum(1 + label.count("\n") for label in labels) if columns == 1 else -(-len(labels) // columns)
         if isinstance(figure, Figure):
             width, height = figure.get_size_inches()
             figure.set_size_inches(width, height + 0.14 * max(0, rows - 2))
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns, columnspacing=1.2)
+        figure.legend(list(found.values()), labels, loc="outside lower center", ncols=columns, columnspacing=1.2)
 
 
 def _axes(ax: Axes | None) -> Axes:

@@ -101,3 +101,18 @@ def test_figures_stay_out_of_pyplot() -> None:
     before = plt.get_fignums()
     assert isinstance(plots.new_figure(), Figure)
     assert plt.get_fignums() == before
+
+
+def test_long_labels_stay_in_the_figure() -> None:
+    with plots.style():
+        figure = plots.new_figure()
+        (ax,) = plots.panels(figure, 1)
+        for index in range(3):
+            label = f"data_order = {index}, intervention = linearize, start_epoch = 12, task = sum10 (1 run), and more"
+            plots.draw_lines([0.0, 1.0], [0.0, index], ax=ax, label=label, index=index)
+        plots.finish(figure)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert 0 <= box.y0 < box.y1 <= ax.get_window_extent().y0

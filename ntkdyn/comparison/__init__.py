@@ -190,7 +190,7 @@ def draw(comparison: Comparison, figure: Figure) -> None:
             ax.invert_xaxis()
         quantity = comparison.measure.partition(": ")[2]
         # matplotlib wraps at the edge of the figure, which is too late for panels one above the other.
-        ax.set_ylabel(textwrap.fill(f"{quantity} ({comparison.unit})", 32))
+        ax.set_ylabel(textwrap.fill(f"{quantity} ({comparison.unit})", 28))
         ax.set_xlabel(_LABELS[comparison.against] if probe_set == sets[-1] else "")
     spread = "thin: single runs" if comparison.against == "train_loss" else "band: ± 1 standard deviation over runs"
     if comparison.groups["runs"].max() > 1:
