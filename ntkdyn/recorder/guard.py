@@ -121,13 +121,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 def random_states() -> list[Callable[[], object]]:
     """What puts the random states back that are now, one call for each generator."""
-    accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    return [
-        *(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(one), one) for one in accelerators),
+    found: list[Callable[[], object]] = [
         partial(torch.random.set_rng_state, torch.random.get_rng_state()),
         partial(random.setstate, random.getstate()),
         partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002  # that of the user's code
     ]
+    for accelerator in (_torch.cuda, _torch.xpu):
+        if accelerator.is_initialized():
+            devices = range(accelerator.device_count())
+            found += [partial(accelerator.set_rng_state, accelerator.get_rng_state(one), one) for one in devices]
+    if torch.backends.mps.is_available():
+        found.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
+    return found
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils.flop_counter import FlopCounterMode
 
 import ntkdyn as nd
-from ntkdyn.recorder import learning_rates
+from ntkdyn.recorder import guard, learning_rates
 
 
 def network() -> nn.Sequential:
@@ -144,3 +144,20 @@ def test_modes_and_saved_tensors_hooks_of_the_caller_do_not_change_snapshots() -
         found = nd.measure(model, ["ntk", "outputs", "path-length"], inputs, batchnorm="running")
     for name, value in expected.items():
         assert np.array_equal(value, found[name]), name
+
+
+def test_the_generators_of_all_accelerators_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins, as no such device is here: one state for each device, set again as it was."""
+    put_back = []
+    for name in ("cuda", "xpu"):
+        module = getattr(torch, name)
+        monkeypatch.setattr(module, "is_initialized", lambda: True)
+        monkeypatch.setattr(module, "device_count", lambda: 2)
+        monkeypatch.setattr(module, "get_rng_state", lambda one, name=name: f"{name} {one}")
+        monkeypatch.setattr(module, "set_rng_state", lambda state, one: put_back.append((state, one)))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: "mps")
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: put_back.append((state, 0)))
+    for one in guard.random_states():
+        one()
+    assert put_back == [("cuda 0", 0), ("cuda 1", 1), ("xpu 0", 0), ("xpu 1", 1), ("mps", 0)]
