@@ -45,12 +45,16 @@ def train(folder: Path, rank: int, size: int, kind: str) -> dict[str, object]:
     probes = ["ntk", "units", *([Slow()] if kind == "slow" else [])]
     path = folder / kind / "run"
     early = nd.Recorder(network, probes, {"test": (inputs[:4], targets[:4])}, path=path, schedule=nd.every(2))
+    meeting = distributed.FileStore(str(folder / f"meeting-{kind}"), size)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / f'meeting-{kind}'}", rank=rank, world_size=size,
+        "gloo", store=meeting, rank=rank, world_size=size,
         timeout=datetime.timedelta(seconds=11 if kind == "slow" else 60),
     )  # fmt: skip
     with ExitStack() as stack:
         stack.callback(distributed.destroy_process_group)
+        # By a file, as what goes by the group may still be under way to the other process when this one leaves it.
+        stack.callback(meeting.wait, [f"done {one}" for one in range(size)], datetime.timedelta(seconds=60))
+        stack.callback(meeting.set, f"done {rank}", "")
         model: nn.Module = network
         if kind == "sharded":
             from torch.distributed.device_mesh import init_device_mesh

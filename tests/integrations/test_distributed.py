@@ -39,11 +39,9 @@ def answers(folder: Path) -> Answers:
         for rank in range(2)
     ]
     try:
-        lines = []
-        for process in processes:
-            output, complaint = process.communicate(timeout=120)
-            assert process.returncode == 0, complaint
-            lines.append([json.loads(line) for line in output.splitlines() if line.startswith("{")])
+        said = [process.communicate(timeout=120) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], "\n".join(complaint for _, complaint in said)
+        lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output, _ in said]
         return {kind: list(pair) for kind, *pair in zip(KINDS, *lines, strict=True)}
     finally:
         for process in processes:
