@@ -58,7 +58,7 @@ _RULES: dict[str, Callable[[Tensor, float], Tensor]] = {"clipped": clipped_step,
 
 
 class Linearizer(SlopeOwner):
-    """Makes gates linear under a penalty until exactly `remaining` units are nonlinear.
+    """Makes gates linear under a penalty, until exactly `remaining` units are nonlinear or at a fixed penalty weight.
 
     Each of the first `steps` calls of `step()`: a <- a - eta dL/da (plain SGD); then, while more than `remaining`
     units are active, the threshold step on d = |1 - a| with amount eta * lambda, where
@@ -66,18 +66,22 @@ class Linearizer(SlopeOwner):
     exactly 1, the closest to linear first and never more than may still go. Over the last fifth of the ramp a ceiling
     on the active units falls linearly from all units to `remaining`; above it the units closest to linear freeze
     wherever they are. The penalty does not touch the units that are left when `remaining` is reached.
+    With `penalty_weight` in place of `remaining`, lambda is that number, there is no ceiling, and during `steps` calls
+    every unit with d < tolerance freezes: how many are left is the outcome.
     During the next `settle_steps` calls the survivors move in a straight line to their common slope ("common"), to
     slope 0 ("relu"), or not at all ("keep"). Then `done` is True and the slopes stand still.
 
     Args:
         remaining: number of units (int), or share of all units (float), not frozen at the end. Layer-wise gates freeze
             as a whole: a share goes to the nearest possible count (the larger of two), a number must be possible.
-        strength: factor on the penalty weight; it decides the outcome, so report it.
+        penalty_weight: lambda of the penalty lambda * sum sqrt(d), a plain sum over the slopes; loss per unit.
+        strength: factor on the penalty weight that `steps` asks for; it decides the outcome, so report it.
         rule: "clipped" explicit step or "half-threshold" proximal step.
         learning_rate: eta of the slopes, in units of slope per gradient.
         keep_path: remember the slopes of every call of the ramp, see `path`.
 
-    Raises: ConfigurationError: no gates, an impossible count, or a setting out of range.
+    Raises: ConfigurationError: no gates, an impossible count, a setting out of range, or not exactly one of
+        `remaining` and `penalty_weight`.
     Source: protocol after Mehmeti-Göpel and Disselhoff 2023 (arXiv 2211.17180); schedule and survivor rules our own.
     """
 
@@ -85,7 +89,8 @@ class Linearizer(SlopeOwner):
         self,
         model: nn.Module,
         *,
-        remaining: int | float,
+        remaining: int | float | None = None,
+        penalty_weight: float | None = None,
         steps: int,
         strength: float = 1.0,
         rule: Rule = "clipped",
@@ -99,21 +104,37 @@ class Linearizer(SlopeOwner):
         super().__init__(model, steps=steps, survivors=survivors, common_slope=common_slope, settle_steps=settle_steps)
         if rule not in _RULES:
             raise ConfigurationError(f"Linearizer: rule is {rule!r}; expected one of {', '.join(_RULES)}")
+        if (remaining is None) == (penalty_weight is None):
+            raise ConfigurationError(
+                f"Linearizer: remaining is {remaining} and penalty_weight {penalty_weight}; expected exactly one of "
+                "them: a count to reach, or a price per unit"
+            )
+        if penalty_weight is not None and strength != 1:
+            raise ConfigurationError(
+                f"Linearizer: strength is {strength} beside penalty_weight={penalty_weight}; expected it only with "
+                "remaining; multiply penalty_weight instead"
+            )
         for name, value, fits in (
+            ("penalty_weight", 0.0 if penalty_weight is None else penalty_weight, (penalty_weight or 0) >= 0),
             ("strength", strength, strength >= 0),
             ("learning_rate", learning_rate, learning_rate > 0),
             ("tolerance", tolerance, tolerance > 0),
         ):
             if not fits or not math.isfinite(value):
                 raise ConfigurationError(f"Linearizer: {name} is {value}; expected a positive number")
-        self.target = self._slopes.target(remaining, "Linearizer")
+        self._exact = remaining is not None
+        self.target = 0 if remaining is None else self._slopes.target(remaining, "Linearizer")
         self.rule = rule
         self.learning_rate = learning_rate
         self.tolerance = tolerance
-        self.penalty_weight = strength * _HEAD_START * 4 / (3 * steps * learning_rate)
+        if penalty_weight is None:
+            penalty_weight = strength * _HEAD_START * 4 / (3 * steps * learning_rate)
+        self.penalty_weight = penalty_weight
         self._rows: list[Tensor] | None = [] if keep_path else None
 
     def _ceiling(self) -> float:
+        if not self._exact:
+            return math.inf
         late = (self.steps - self.calls) / (self.steps * (1 - 1 / _HEAD_START))
         return self.target + (self._slopes.total - self.target) * min(1.0, late)
 

@@ -104,6 +104,32 @@ def test_exact_count(rule: Any, strength: float, remaining: int | float) -> None
         slopes(model).values(), gates(model).values(), strict=True))  # fmt: skip
 
 
+def test_fixed_penalty_is_a_price_per_unit() -> None:
+    # d' = -eta lambda / (2 sqrt(d)) with lambda = 0.04, eta = 0.5: 4 / (3 eta lambda) = 67 calls, whatever the steps.
+    model = network()
+    linearizer = Linearizer(model, penalty_weight=0.04, learning_rate=0.5, steps=200)
+    counts = []
+    while not linearizer.done:
+        linearizer.step()
+        counts.append(linearizer.active)
+    assert next(step for step, count in enumerate(counts, 1) if count == 0) == pytest.approx(67, abs=2)
+    assert linearizer.target == 0
+    assert linearizer.penalty_weight == 0.04
+
+
+@pytest.mark.parametrize("rule", ["clipped", "half-threshold"])
+def test_a_higher_price_leaves_fewer_units(rule: Any) -> None:
+    left = []
+    for weight in (0.0, 0.02, 0.1, 1.0):
+        model = network()
+        linearizer = Linearizer(model, penalty_weight=weight, steps=60, rule=rule)
+        counts = train(model, linearizer, adam(linearizer), range(60))
+        assert counts == sorted(counts, reverse=True)
+        left.append(counts[-1])
+    assert left == sorted(left, reverse=True)
+    assert left[0] > left[-1]
+
+
 def test_collapse_of_all_channels_together() -> None:
     # Without gradients all channels arrive in one call; exactly the asked number stays, with the slopes it had.
     model = network()
@@ -397,6 +423,11 @@ def test_random_mask() -> None:
         ({"steps": 0}, "steps is 0"),
         ({"settle_steps": -1}, "settle_steps -1"),
         ({"strength": -1.0}, "strength is -1.0; expected"),
+        ({"penalty_weight": 0.1}, r"remaining is 5 and penalty_weight 0.1; expected exactly one of them"),
+        ({"remaining": None}, r"remaining is None and penalty_weight None; expected exactly one of them"),
+        ({"remaining": None, "penalty_weight": -1.0}, "penalty_weight is -1.0; expected"),
+        ({"remaining": None, "penalty_weight": float("nan")}, "penalty_weight is nan"),
+        ({"remaining": None, "penalty_weight": 0.1, "strength": 2.0}, "strength is 2.0 beside penalty_weight=0.1"),
         ({"strength": float("nan")}, "strength is nan"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
