@@ -54,7 +54,7 @@ def _sources() -> Iterator[tuple[str, Path]]:
         first = file.relative_to(ROOT / "ntkdyn").parts[0]
         yield first.removesuffix(".py"), file
     for folder in ("probes", "experiments"):
-        for file in sorted((ROOT / folder).glob("*.py")):
+        for file in sorted((ROOT / folder).rglob("*.py")):
             yield folder, file
 
 
