@@ -1,0 +1,17 @@
+"""Data sets as tensors: real digits and pairs of them, a user's npz file, class-balanced probe batches.
+
+All randomness comes from generators seeded by what the caller names; nothing touches the global generator.
+"""
+
+from __future__ import annotations
+
+from .balanced import probe_batch as probe_batch
+from .digits import DigitPairs as DigitPairs
+from .digits import Task as Task
+from .digits import digit_pairs as digit_pairs
+from .digits import digits as digits
+from .npz import load_npz as load_npz
+from .seeds import stream_seed as stream_seed
+from .split import Dataset as Dataset
+from .split import Split as Split
+from .split import TrainingData as TrainingData

@@ -1,0 +1,95 @@
+"""The real digits of scikit-learn, and pairs of them with label rules of rising difficulty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from .seeds import EPOCH, SPLIT, TEST_PAIRS, TRAIN_PAIRS, stream
+from .split import Dataset, Split
+
+Task = Literal["first", "parity", "sum", "sum10"]
+
+# The label rules on two digits a, b in rising difficulty, and the number of classes of each.
+_RULES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "first": (lambda a, b: a, 10),
+    "parity": (lambda a, b: (a + b) % 2, 2),
+    "sum": (lambda a, b: a + b, 19),
+    "sum10": (lambda a, b: (a + b) % 10, 10),
+}
+_DIGITS_TRAIN = 1347  # of 1797; the other 450 are test digits
+
+
+@dataclass(frozen=True)
+class DigitPairs:
+    """Two digits side by side, [N, 128]; an epoch is ``pairs`` freshly drawn pairs of training digits.
+
+    ``train`` holds fixed pairs of training digits (for train losses and probes), ``test`` fixed pairs of test digits.
+    """
+
+    task: Task
+    pairs: int
+    digits: Split
+    train: Dataset
+    test: Dataset
+
+    def epoch(self, *, seed: int, data_order: int, epoch: int) -> Dataset:
+        """Return ``pairs`` pairs of training digits, drawn with replacement for (seed, data_order, epoch)."""
+        return _draw_pairs(self.digits.train, self.task, self.pairs, stream(EPOCH, seed, data_order, epoch))
+
+
+def digits(*, split_seed: int = 0) -> Split:
+    """Return scikit-learn's 1797 real 8x8 digits, 1347 for training and 450 for testing.
+
+    Inputs are [N, 64] float32, the pixels 0-16 divided by 16, not standardized.
+
+    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository; in sklearn.datasets.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    inputs = torch.as_tensor(bunch.data / 16, dtype=torch.float32)
+    targets = torch.as_tensor(bunch.target, dtype=torch.int64)
+    order = torch.randperm(len(targets), generator=stream(SPLIT, split_seed))
+    train, test = order[:_DIGITS_TRAIN], order[_DIGITS_TRAIN:]
+    return Split(
+        Dataset(inputs[train], targets[train], 10, "training digits"),
+        Dataset(inputs[test], targets[test], 10, "test digits"),
+    )
+
+
+def digit_pairs(
+    task: Task, *, pairs: int = 4096, test_pairs: int = 2000, train_pairs: int = 2000, split_seed: int = 0
+) -> DigitPairs:
+    """Return pairs of real digits, split before pairing: no digit is in a training and in a test pair.
+
+    The label of digits a, b is a ("first"), (a+b) mod 2 ("parity"), a+b ("sum") or (a+b) mod 10 ("sum10"); inputs
+    are the 64 pixels of a, then those of b, in [0, 1]. Split, ``train`` and ``test`` depend on split_seed alone.
+
+    Raises: ConfigurationError: an unknown task or a count below 1.
+    """
+    if task not in _RULES:
+        raise ConfigurationError(f"digit_pairs: found task={task!r}, expected one of {', '.join(get_args(Task))}")
+    for name, count in (("pairs", pairs), ("test_pairs", test_pairs), ("train_pairs", train_pairs)):
+        if count < 1:
+            raise ConfigurationError(f"digit_pairs: found {name}={count}, expected at least 1")
+    split = digits(split_seed=split_seed)
+    return DigitPairs(
+        task,
+        pairs,
+        split,
+        train=_draw_pairs(split.train, task, train_pairs, stream(TRAIN_PAIRS, split_seed)),
+        test=_draw_pairs(split.test, task, test_pairs, stream(TEST_PAIRS, split_seed)),
+    )
+
+
+def _draw_pairs(source: Dataset, task: Task, count: int, generator: torch.Generator) -> Dataset:
+    left, right = torch.randint(len(source), (2, count), generator=generator)
+    rule, classes = _RULES[task]
+    inputs = torch.cat([source.inputs[left], source.inputs[right]], dim=1)
+    return Dataset(inputs, rule(source.targets[left], source.targets[right]), classes, f"{task} of {source.name}")
