@@ -62,6 +62,16 @@ class LockedRecording(RecordingExists):
     """Another process is writing into the folder, or was and cannot be seen from here; nothing in it was touched."""
 
 
+class MissingData(NtkdynError, FileNotFoundError):
+    """A data set, or a file of it, is not where it was looked for; the message says what to put where."""
+
+    usage = True
+
+
+class DamagedData(NtkdynError, OSError):
+    """A file of a data set is truncated, too large, of another format, or not the one that its checksum names."""
+
+
 class StorageError(NtkdynError, OSError):
     """Bytes could not be brought to the disk, or read back from it."""
 

@@ -1,4 +1,4 @@
-"""Data sets as tensors: real digits and pairs of them, a user's npz file, class-balanced probe batches.
+"""Data sets as tensors: known ones by name, real digits and pairs of them, a user's files, class-balanced draws.
 
 All randomness comes from generators seeded by what the caller names; nothing touches the global generator.
 """
@@ -10,6 +10,7 @@ from .digits import DigitPairs as DigitPairs
 from .digits import Task as Task
 from .digits import digit_pairs as digit_pairs
 from .digits import digits as digits
+from .named import named_data as named_data
 from .npz import load_npz as load_npz
 from .seeds import stream_seed as stream_seed
 from .split import Dataset as Dataset

@@ -1,0 +1,45 @@
+"""One name for any data: what it means, and what is said of one that means nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ntkdyn.datasets import named_data
+from ntkdyn.errors import ConfigurationError, MissingData, NtkdynError, UnknownName
+
+
+def test_npz_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    arrays = {"x_train": np.ones((4, 1, 2, 2)), "y_train": np.arange(4), "x_test": np.ones((2, 1, 2, 2))}
+    np.savez(path, **arrays, y_test=np.arange(2))
+    for name in (path, str(path)):
+        assert named_data(name).train.inputs.shape == (4, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("cifar11", UnknownName, "data 'cifar11' is neither an npz file nor a known data set; did you mean cifar-10?"),
+        ("", UnknownName, "data '' is neither an npz file nor a known data set; known: cifar-10, "),
+        ("multi30k", ConfigurationError, "data set multi30k: found text, expected images; use parallel_text"),
+        ("some/where", MissingData, "data some/where: not found, expected an npz file or the name of a data set"),
+        ("absent.npz", ConfigurationError, "data absent.npz: not readable as npz without pickle"),
+        ("text.txt", ConfigurationError, "data text.txt: found a file, expected an npz file"),
+        ("mnist", MissingData, "data set mnist: not found in nothing; put train-images-idx3-ubyte, "),
+    ],
+)
+def test_names_that_mean_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[NtkdynError], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").touch()
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "mnist").mkdir()  # the data set of that name is meant, not this folder
+    with pytest.raises(error, match=f"^{re.escape(message)}") as caught:
+        named_data(name, data_dir="nothing")
+    assert "\n" not in str(caught.value)
+    assert caught.value.usage
