@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import DamagedData
 
-_OPERATIONS_AT_MOST = 2_000_000  # the largest official file, 50,000 names and two labels each, has a tenth
+_OPERATIONS_AT_MOST = 500_000  # the largest official file, 50,000 names and two labels each, has 200,000
 
 
 class _Refused(Exception):

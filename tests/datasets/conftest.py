@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,9 @@ def tiny_idx(tmp_path: Path) -> Callable[..., Tiny]:
 
 @pytest.fixture
 def tiny_cifar(tmp_path: Path) -> Callable[..., Tiny]:
-    """What writes a small data set like CIFAR-10 (binary layout): three training batches of 4 and a test batch of 3."""
+    """What writes a small data set like CIFAR: three training batches of 4 and a test batch of 3."""
 
-    def write(suffix: str = "", *, coarse: bool = False) -> Tiny:
+    def write(suffix: str = "", *, coarse: bool = False, python: bool = False) -> Tiny:
         generator = np.random.default_rng(0)
         files, images, labels = [], {"train": [], "test": []}, {"train": [], "test": []}
         folder = tmp_path / "tiny-bin"
@@ -79,13 +80,18 @@ def tiny_cifar(tmp_path: Path) -> Callable[..., Tiny]:
             pixels = generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
             targets = generator.integers(0, 3, count, dtype=np.uint8)
             head = [targets[:, None]] if not coarse else [targets[:, None] + 9, targets[:, None]]
-            content = np.concatenate([*head, pixels.reshape(count, -1)], axis=1).tobytes()
+            rows = pixels.reshape(count, -1)
+            content = np.concatenate([*head, rows], axis=1).tobytes()
+            if python:
+                content = pickle.dumps({"data": rows, "fine_labels": targets.tolist()}, protocol=2)
             files.append(describe(f"{name}.bin", content, part=part, holds="batch", count=count))
             (folder / f"{name}.bin{suffix}").write_bytes(PACK[suffix](content))
             images[part].append(pixels)
             labels[part].append(targets)
         names = ("coarse label", "fine label") if coarse else ("label",)
         layout = Layout("cifar-binary", ("tiny-bin",), tuple(files), names, "tiny.tar.gz")
+        if python:
+            layout = Layout("cifar-python", ("tiny-bin",), tuple(files), ("fine_labels",))
         together = [{part: np.concatenate(arrays) for part, arrays in held.items()} for held in (images, labels)]
         return Tiny(known("tiny", [layout]), tmp_path, *together)
 

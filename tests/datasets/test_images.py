@@ -57,9 +57,9 @@ def test_idx_files(tiny_idx: Any, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
-@pytest.mark.parametrize("coarse", [False, True])
-def test_cifar_records(tiny_cifar: Any, suffix: str, coarse: bool) -> None:
-    tiny = tiny_cifar(suffix, coarse=coarse)
+@pytest.mark.parametrize("layout", [{}, {"coarse": True}, {"python": True}], ids=["one-label", "two-labels", "python"])
+def test_cifar_batches(tiny_cifar: Any, suffix: str, layout: dict[str, bool]) -> None:
+    tiny = tiny_cifar(suffix, **layout)
     split = load_images(tiny.known, tiny.directory)
     assert split.train.inputs.shape == (12, 3, 32, 32)
     check_against_written(split, tiny.images, tiny.labels)
