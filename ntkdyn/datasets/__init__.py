@@ -6,6 +6,7 @@ All randomness comes from generators seeded by what the caller names; nothing to
 from __future__ import annotations
 
 from .balanced import probe_batch as probe_batch
+from .balanced import subset as subset
 from .digits import DigitPairs as DigitPairs
 from .digits import Task as Task
 from .digits import digit_pairs as digit_pairs

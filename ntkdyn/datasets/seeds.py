@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 # First word of every seed, so that no two kinds of draws share a stream.
-SPLIT, TEST_PAIRS, TRAIN_PAIRS, EPOCH, PROBE = range(5)
+SPLIT, TEST_PAIRS, TRAIN_PAIRS, EPOCH, PROBE, SUBSET = range(6)
 
 
 def stream_seed(*words: int) -> int:
