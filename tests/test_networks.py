@@ -1,8 +1,11 @@
-"""The house's networks: sizes of the papers, gates by name, and equality with networks that were gated afterwards."""
+"""Every registered network: path lengths against fractions, affine without units, kernels, states, slopes."""
 
 from __future__ import annotations
 
-import copy
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -10,105 +13,299 @@ import torch
 from torch import Tensor, nn
 
 import ntkdyn as nd
-from ntkdyn.errors import ConfigurationError
-from ntkdyn.experiments.networks import GatedResNet
-from ntkdyn.gates import Gate, gates
+from ntkdyn.experiments.networks import NETWORKS, build_network
+from ntkdyn.gates import gates
+from ntkdyn.paths import trace_paths
 
-IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+HALF = Fraction(1, 2)
 
 
-def count(model: nn.Module) -> int:
-    """Parameters that a network with ReLUs has."""
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.endswith("slope"))
+@dataclass(frozen=True)
+class Case:
+    """A small network."""
+
+    name: str
+    width: int
+    depth: int
+    options: dict[str, Any] = field(default_factory=dict)
+    granularity: Any = "channel"
+    affine: bool = True
+    """Whether nothing but its gates is nonlinear."""
+
+    @property
+    def example(self) -> Tensor:
+        size = 4 if self.name in ("vit", "mlp") else 8
+        return torch.randn(3, 2, size, size, generator=torch.Generator().manual_seed(0))
+
+    def build(self, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        return build_network(
+            self.name, self.example, 3,
+            width=self.width, depth=self.depth, granularity=self.granularity, options=self.options,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return "-".join(map(str, (self.name, self.width, self.depth, *self.options.values(), self.granularity)))
+
+
+CASES = [
+    Case("mlp", 5, 3),
+    Case("mlp", 4, 1, granularity="layer"),
+    Case("plain", 3, 8),
+    Case("plain", 2, 14, {"normalization": "none"}, "layer"),
+    Case("resnet", 3, 8),
+    Case("resnet", 3, 14, {"shortcut": "convolution"}),
+    Case("resnet", 2, 14, {"normalization": "none"}, "layer"),
+    Case("resnet-preactivation", 3, 8),
+    Case("resnet-preactivation", 3, 14, {"shortcut": "convolution"}),
+    Case("resnet-preactivation", 2, 14, {"normalization": "none"}, "layer"),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def freeze_some(model: nn.Module, seed: int) -> dict[str, list[bool]]:
+    """Freeze random channels, other shares of them in each gate; which units are active, by gate."""
+    generator = random.Random(seed)
+    active = {}
+    for name, gate in gates(model).items():
+        share = generator.choice([0, 0.2, 0.5, 0.8, 1])
+        mask = torch.tensor([generator.random() < share for _ in range(gate.frozen.numel())])
+        gate.freeze(mask)
+        active[name] = (~mask).expand(gate.channels).tolist()
+    return active
+
+
+# ---- path lengths: channel by channel -------------------------------------------------------------------------------
+
+# Paths that end in a channel: their number, their summed lengths, the expected length of a walk back.
+Channel = tuple[int, int, Fraction]
+Units = Callable[[list[Channel]], list[Channel]]
+
+
+def dense(before: list[Channel], outputs: int) -> list[Channel]:
+    reached = [channel for channel in before if channel[0]]
+    paths, total = sum(channel[0] for channel in reached), sum(channel[1] for channel in reached)
+    return [(paths, total, sum((channel[2] for channel in reached), Fraction(0)) / len(reached))] * outputs
+
+
+def join(*branches: list[Channel]) -> list[Channel]:
+    joined = []
+    for channels in zip(*branches, strict=True):
+        reached = [channel for channel in channels if channel[0]]
+        expected = sum((channel[2] for channel in reached), Fraction(0)) / len(reached)
+        joined.append((sum(channel[0] for channel in channels), sum(channel[1] for channel in channels), expected))
+    return joined
+
+
+def padded(before: list[Channel], width: int) -> list[Channel]:
+    return before + [(0, 0, Fraction(0))] * (width - len(before))
+
+
+def chain(before: list[Channel], widths: list[int], units: Units) -> list[Channel]:
+    for width in widths:
+        before = units(dense(before, width))
+    return before
+
+
+def walk_residual(before: list[Channel], case: Case, units: Units) -> list[Channel]:
+    pre, widths = case.name == "resnet-preactivation", [case.width, 2 * case.width, 4 * case.width]
+    before = dense(before, case.width) if pre else chain(before, [case.width], units)
+    for width in widths:
+        for _ in range((case.depth - 2) // 6):
+            if width == len(before):
+                shortcut = before
+            elif "shortcut" in case.options:
+                shortcut = dense(before, width)
+            else:
+                shortcut = padded(before, width)
+            if pre:
+                before = join(dense(units(dense(units(before), width)), width), shortcut)
+            else:
+                before = units(join(dense(units(dense(before, width)), width), shortcut))
+    return units(before) if pre else before
+
+
+WALKS: dict[str, Callable[[list[Channel], Case, Units], list[Channel]]] = {
+    "mlp": lambda before, case, units: chain(before * 16, [case.width] * case.depth, units),
+    "plain": lambda before, case, units: chain(
+        before, [case.width] + [case.width * f for f in (1, 2, 4) for _ in range((case.depth - 2) // 3)], units
+    ),
+    "resnet": walk_residual,
+    "resnet-preactivation": walk_residual,
+}
+
+
+@every_case
+def test_path_lengths_equal_a_recursion_in_fractions(case: Case) -> None:
+    model = case.build()
+    graph = trace_paths(model, case.example)
+    compare(graph.lengths(model), case, {name: [True] * gate.channels for name, gate in gates(model).items()})
+    for seed in range(3):
+        model = case.build()
+        masks = freeze_some(model, seed)
+        compare(graph.lengths(model), case, masks)
+
+
+def compare(found: nd.PathLengths, case: Case, masks: dict[str, list[bool]]) -> None:
+    left: Iterator[list[bool]] = iter(masks.values())
+
+    def units(channels: list[Channel]) -> list[Channel]:
+        active = next(left)
+        return [(p, t + p * a, e + a) for (p, t, e), a in zip(channels, active, strict=True)]
+
+    ends = dense(WALKS[case.name]([(1, 0, Fraction(0))] * case.example.shape[1], case, units), 3)
+    assert next(left, None) is None
+    paths, total = sum(channel[0] for channel in ends), sum(channel[1] for channel in ends)
+    assert found.paths == paths
+    assert found.mean == float(Fraction(total, paths))
+    assert found.normalized == pytest.approx(float(sum(channel[2] for channel in ends) / 3), rel=1e-12, abs=1e-12)
+    assert found.per_layer == pytest.approx({name: sum(mask) / len(mask) for name, mask in masks.items()})
+
+
+# ---- path lengths: closed forms in the shares of active units -------------------------------------------------------
+
+
+def pairs(shares: list[Fraction]) -> list[list[Fraction]]:
+    return [shares[i : i + 2] for i in range(0, len(shares), 2)]
+
+
+def branch_weights(blocks: int, *, identity: bool) -> list[Fraction]:
+    """Probability of the branch in each block: half of the channels of a padded shortcut have no other way."""
+    changes = (blocks // 3, 2 * blocks // 3) if identity else ()
+    return [Fraction(3, 4) if block in changes else HALF for block in range(blocks)]
+
+
+def residual(shares: list[Fraction], *, identity: bool = True) -> Fraction:
+    first, *rest = shares
+    blocks = list(zip(pairs(rest), branch_weights(len(rest) // 2, identity=identity), strict=True))
+    return first + sum((weight * inner + after for (inner, after), weight in blocks), Fraction(0))
+
+
+def preactivated(shares: list[Fraction], *, identity: bool = True) -> Fraction:
+    *rest, last = shares
+    blocks = zip(pairs(rest), branch_weights(len(rest) // 2, identity=identity), strict=True)
+    return last + sum((weight * (one + two) for (one, two), weight in blocks), Fraction(0))
+
+
+def total(shares: list[Fraction]) -> Fraction:
+    return sum(shares, Fraction(0))
+
+
+CLOSED_FORMS: dict[str, tuple[Callable[[list[Fraction]], Fraction], int]] = {
+    # Formula of NAPL, and its value with every unit active at the default depth.
+    "mlp": (total, 6),
+    "plain": (total, 19),
+    "resnet": (residual, 15),
+    "resnet-preactivation": (preactivated, 11),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_defaults_have_closed_forms(name: str) -> None:
+    example = torch.zeros(2, 3, 32, 32)
+    model = build_network(name, example, 10).eval()
+    assert model(example).shape == (2, 10)
+    formula, all_active = CLOSED_FORMS[name]
+    graph = trace_paths(model, example)
+    assert graph.lengths(model).normalized == pytest.approx(all_active, rel=1e-12)
+    shares = [Fraction(sum(mask), len(mask)) for mask in freeze_some(model, 0).values()]
+    found = graph.lengths(model)
+    assert found.normalized == pytest.approx(float(formula(shares)), rel=1e-12)
+    if formula is total:
+        # Without shortcuts.
+        assert found.mean == pytest.approx(float(formula(shares)), rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("options", "layers", "parameters"),
+    ("name", "shortcut", "length"),
     [
-        ({}, 20, 269_722),
-        ({"blocks": 9}, 56, 853_018),
-        ({"shortcut": "convolution"}, 20, 269_722 + 512 + 64 + 2048 + 128),
-        ({"widths": (16, 16, 16)}, 20, 42_682),
-        ({"normalization": "none"}, 20, 269_722 - 688),
+        # After the sum: 1 + 27 (1/2 + 1); before: 27 (1/2 + 1/2) + 1. Padding two shortcuts makes half of the channels
+        # there certain to take the branch: 1/4 more for each unit of it.
+        ("resnet", "convolution", 41.5),
+        ("resnet", "identity", 41.5 + 2 * 0.25),
+        ("resnet-preactivation", "convolution", 28),
+        ("resnet-preactivation", "identity", 28 + 2 * 0.5),
     ],
 )
-def test_sizes(options: dict[str, Any], layers: int, parameters: int) -> None:
-    # 0.27 and 0.85 million in table 6 of He et al.; ResNet20 by hand: convolutions 432 + 13,824 + 50,688 + 202,752,
-    # normalization 1,376, readout 650.
-    model = GatedResNet(**options)
-    assert count(model) == parameters
-    weights = [name for name, _ in model.named_parameters() if "conv" in name or name.startswith("readout")]
-    assert len([name for name in weights if name.endswith("weight")]) == layers
-    assert model(IMAGES).shape == (4, 10)
+def test_resnet56(name: str, shortcut: str, length: float) -> None:
+    example = torch.zeros(2, 3, 32, 32)
+    model = build_network(name, example, 10, width=4, depth=56, options={"shortcut": shortcut})
+    graph = trace_paths(model, example)
+    assert graph.lengths(model).normalized == pytest.approx(length, rel=1e-12)
+    shares = [Fraction(sum(mask), len(mask)) for mask in freeze_some(model, 3).values()]
+    formula = residual if name == "resnet" else preactivated
+    expected = float(formula(shares, identity=shortcut == "identity"))
+    assert graph.lengths(model).normalized == pytest.approx(expected, rel=1e-12)
 
 
-def test_sizes_of_inputs_and_outputs() -> None:
-    model = GatedResNet(1, 7, blocks=1, widths=(2, 5), granularity="layer")
-    assert model(IMAGES[:, :1]).shape == (4, 7)
-    assert {gate.slope.numel() for gate in gates(model).values()} == {1}
+# ---- what else holds for all ----------------------------------------------------------------------------------------
 
 
-def test_gates_are_named_by_their_place() -> None:
-    found = gates(GatedResNet())
-    blocks = [f"stages.{stage}.{block}.gate{n}" for stage in range(3) for block in range(3) for n in (1, 2)]
-    assert list(found) == ["gate", *blocks]
-    assert [gate.channels for gate in found.values()] == [16] * 7 + [32] * 6 + [64] * 6
-    assert all(not gate.slope.any() for gate in found.values())
-    assert nd.nonlinear_units(GatedResNet(), IMAGES).always_active == {}
-
-
-def ungated(model: nn.Module) -> nn.Module:
-    """The same network with a ReLU for every Gate."""
-    twin = copy.deepcopy(model)
-    for name, module in list(twin.named_modules()):
-        if isinstance(module, Gate):
-            owner, _, attribute = name.rpartition(".")
-            setattr(twin.get_submodule(owner), attribute, nn.ReLU())
-    return twin
-
-
-@pytest.mark.parametrize("options", [{}, {"shortcut": "convolution"}, {"normalization": "none"}])
-def test_equals_a_network_that_was_gated_afterwards(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    model = GatedResNet(blocks=1, widths=(4, 6, 8), **options).eval()
-    plain = ungated(model)
-    converted = nd.gate_network(plain, IMAGES)
-    assert list(gates(converted)) == list(gates(model))
-    assert torch.equal(model(IMAGES), plain(IMAGES))
+def trained(case: Case, seed: int = 0) -> nn.Module:
+    """In float64, with statistics, weights and slopes that are none of the initial ones."""
+    model = case.build(seed).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(case.example.double()).square().mean().backward()
+        optimizer.step()
     with torch.no_grad():
-        for first, second in zip(gates(model).values(), gates(converted).values(), strict=True):
-            first.slope.uniform_(-0.2, 1.2)
-            second.slope.copy_(first.slope)
-    assert torch.equal(model(IMAGES), converted(IMAGES))
-    assert not torch.equal(model(IMAGES), plain(IMAGES))
+        for gate in gates(model).values():
+            gate.slope.uniform_(-0.2, 0.9)
+    return model.eval()
 
 
-def test_shortcut_without_parameters() -> None:
-    block = GatedResNet(blocks=1, widths=(4, 6)).stages[1][0]
-    x = torch.randn(2, 4, 5, 5)
-    found: Tensor = block.shortcut(x)
-    assert torch.equal(found[:, :4], x[:, :, [0, 2, 4]][..., [0, 2, 4]])
-    assert found.shape == (2, 6, 3, 3)
-    assert not found[:, 4:].any()
+@every_case
+def test_all_parameters_are_trained(case: Case) -> None:
+    model = case.build().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    outputs = model(case.example)
+    assert outputs.shape == (3, 3)
+    outputs.square().sum().backward()
+    # Softmax does not see what all keys have in common, nor a maximum the negative side while anything is positive.
+    excused = ("attention.key.bias", *([] if case.affine else ["slope"]))
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert [name for name in without if not name.endswith(excused)] == []
+    statistics = [name for name in before if name.endswith("running_mean")]
+    assert all(not torch.equal(before[name], model.state_dict()[name]) for name in statistics)
+    assert all(gate.channels > 0 and not gate.slope.any() for gate in gates(model).values())
+    counts = nd.nonlinear_units(model, case.example)
+    assert counts.always_active == {}
+    assert bool(counts.uncounted) != case.affine
 
 
-def test_path_lengths() -> None:
-    # The first gate, then per block one gate on one of two branches and one gate behind them.
-    model = GatedResNet(widths=(4, 4, 4))
-    assert nd.average_path_length(model, IMAGES, normalized=True) == pytest.approx(1 + 9 * 1.5)
+@every_case
+def test_affine_without_units(case: Case) -> None:
+    model = trained(case)
+    for gate in gates(model).values():
+        gate.freeze()
+    lengths = nd.path_lengths(model, case.example.double())
+    assert (lengths.mean, lengths.normalized, lengths.weighted) == (0, 0, 0)
+    x, y = torch.randn(2, *case.example.shape, dtype=torch.float64)
+    middle, mean = model((x + y) / 2), (model(x) + model(y)) / 2
+    assert torch.allclose(middle, mean, rtol=1e-10, atol=1e-10 * float(mean.detach().abs().max())) == case.affine
 
 
-def test_initial_weights() -> None:
-    torch.manual_seed(0)
-    model = GatedResNet()
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.numel() > 4000:
-            fan = module.weight[0].numel()
-            assert float(module.weight.detach().var() * fan) == pytest.approx(2, rel=0.1)
-    assert not model.readout.bias.any()
+@every_case
+def test_states_can_be_stored(case: Case) -> None:
+    model, other = trained(case), case.build(1).double().eval()
+    freeze_some(model, 4)
+    x = case.example.double()
+    assert not torch.equal(model(x), other(x))
+    assert other.load_state_dict(model.state_dict()) == ([], [])
+    assert torch.equal(model(x), other(x))
+    again = case.build()
+    assert all(torch.equal(one, two) for one, two in zip(case.build().parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("option", ["shortcut", "normalization"])
-def test_wrong_settings(option: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"GatedResNet: {option} is 'C'; expected"):
-        GatedResNet(**{option: "C"})  # type: ignore[arg-type]
+@every_case
+def test_kernels(case: Case) -> None:
+    model, x = trained(case), case.example.double()
+    found, expected = (nd.empirical_ntk(model, x, engine=engine) for engine in ("layerwise", "reference"))
+    assert float((found - expected).norm() / expected.norm()) < 1e-12
+
+
+@every_case
+def test_granularity(case: Case) -> None:
+    for gate in gates(case.build()).values():
+        assert gate.slope.numel() == (1 if case.granularity == "layer" else gate.channels)

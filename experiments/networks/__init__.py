@@ -1,7 +1,28 @@
-"""Networks of the experiments, one file a family, and the user's own by ``file.py:function``."""
+"""Networks of the experiments by name, one file a family, and the user's own by ``file.py:function``.
+
+All have a Gate in the place of every unit, with one slope a channel (hidden feature) or a layer.
+"""
+
+import importlib
+import pkgutil
 
 from .loading import load_network
 from .mlp import GatedMLP
+from .plain import PlainNet
+from .registry import NETWORKS, NetworkEntry, Wanted, build_network, network
 from .resnet import GatedResNet
 
-__all__ = ["GatedMLP", "GatedResNet", "load_network"]
+__all__ = [
+    "NETWORKS",
+    "GatedMLP",
+    "GatedResNet",
+    "NetworkEntry",
+    "PlainNet",
+    "Wanted",
+    "build_network",
+    "load_network",
+    "network",
+]
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
 
 from torch import nn
 
-from ...gates import Gate
+from ...gates import Gate, Granularity
+from .convolution import initialize
+from .registry import Wanted, network
 
 
 class GatedMLP(nn.Sequential):
@@ -26,7 +27,7 @@ class GatedMLP(nn.Sequential):
         *,
         width: int = 64,
         depth: int = 6,
-        granularity: Literal["channel", "layer"] = "channel",
+        granularity: Granularity = "channel",
     ) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["flatten"] = nn.Flatten()
@@ -37,7 +38,12 @@ class GatedMLP(nn.Sequential):
             size = width
         layers["readout"] = nn.Linear(size, outputs)
         super().__init__(layers)
-        for module in self:
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+        initialize(self)
+
+
+@network("mlp", width=64, depth=6)
+def mlp(wanted: Wanted) -> nn.Module:
+    """Fully connected network; width: units of a hidden layer, depth: hidden layers."""
+    return GatedMLP(
+        wanted.features(), wanted.outputs, width=wanted.width, depth=wanted.depth, granularity=wanted.granularity
+    )
