@@ -13,8 +13,10 @@ from torch import Tensor, nn
 import ntkdyn as nd
 from ntkdyn.errors import ConfigurationError
 from ntkdyn.experiments.networks import (
+    VGG,
     GatedMLP,
     GatedResNet,
+    ImageNetResNet,
     PlainNet,
 )
 from ntkdyn.gates import Gate, gates
@@ -36,6 +38,17 @@ def count(model: nn.Module) -> int:
         (lambda: PlainNet(blocks=9), 853_018),
         (lambda: GatedResNet(preactivation=True), 269_722 - 2 * 16 - 2 * 32 - 2 * 64 + 2 * 16 + 2 * 32 + 2 * 64),
         (lambda: GatedResNet(preactivation=True, shortcut="convolution"), 269_722 + 512 + 2048),
+        # torchvision's, loaded from whose state dicts all four kinds gave the same outputs bit for bit.
+        (ImageNetResNet, 11_689_512),
+        (lambda: ImageNetResNet(blocks=(3, 4, 6, 3)), 21_797_672),
+        (lambda: ImageNetResNet(blocks=(3, 4, 6, 3), block="bottleneck"), 25_557_032),
+        (lambda: ImageNetResNet(blocks=(3, 4, 23, 3), block="bottleneck"), 44_549_160),
+        (lambda: ImageNetResNet(blocks=(3, 8, 36, 3), block="bottleneck"), 60_192_808),
+        (lambda: ImageNetResNet(stem="small"), 11_689_512 - 3 * 64 * (49 - 9)),
+        (lambda: VGG(outputs=1000, blocks=(1, 1, 2, 2, 2), head="hidden"), 132_868_840),
+        (lambda: VGG(outputs=1000, blocks=(2, 2, 2, 2, 2), head="hidden"), 133_053_736),
+        (lambda: VGG(outputs=1000, head="hidden"), 138_365_992),
+        (lambda: VGG(outputs=1000, blocks=(2, 2, 4, 4, 4), head="hidden"), 143_678_248),
     ],
 )
 def test_parameters(build: Callable[[], nn.Module], parameters: int) -> None:
@@ -138,7 +151,7 @@ def test_wrong_settings(option: str) -> None:
         GatedResNet(**{option: "C"})  # type: ignore[arg-type]
 
 
-# ---- preactivation ------------------------------------------------------------------------------------------------
+# ---- preactivation, ImageNet, VGG -----------------------------------------------------------------------------------
 
 
 def test_preactivated_blocks() -> None:
@@ -166,7 +179,40 @@ def test_preactivated_blocks() -> None:
     assert isinstance(projected.stages[1][0].shortcut, nn.Conv2d)
 
 
-@pytest.mark.parametrize("family", [PlainNet])
+def test_names_of_torchvision() -> None:
+    """torchvision 0.28's own state dicts load strictly; its names are written down here."""
+
+    def names(model: nn.Module) -> set[str]:
+        # Gates are known by "frozen"; ReLUs have no state.
+        own = {f"{name}.{key}" for name in gates(model) for key in ("slope", "frozen")}
+        return {key for key in model.state_dict() if key not in own and not key.endswith("num_batches_tracked")}
+
+    norm = ("weight", "bias", "running_mean", "running_var")
+    for block, convolutions in (("basic", 2), ("bottleneck", 3)):
+        expected = {"conv1.weight", *(f"bn1.{key}" for key in norm), "fc.weight", "fc.bias"}
+        for stage in range(1, 5):
+            for number in range(1, convolutions + 1):
+                expected |= {f"layer{stage}.0.conv{number}.weight"} | {
+                    f"layer{stage}.0.bn{number}.{key}" for key in norm
+                }
+            if stage > 1 or block == "bottleneck":
+                expected |= {f"layer{stage}.0.downsample.0.weight"} | {f"layer{stage}.0.downsample.1.{k}" for k in norm}
+        assert names(ImageNetResNet(blocks=(1, 1, 1, 1), width=2, block=block)) == expected  # type: ignore[arg-type]
+    expected = {f"classifier.{place}.{key}" for place in (0, 3, 6) for key in ("weight", "bias")}
+    for place in (0, 4, 8, 11, 15, 18, 22, 25):
+        expected |= {f"features.{place}.weight", f"features.{place}.bias"} | {f"features.{place + 1}.{k}" for k in norm}
+    assert names(VGG(blocks=(1, 1, 2, 2, 2), width=1, head="hidden")) == expected
+
+
+@pytest.mark.parametrize("side", [1, 5, 28, 32, 45])
+@pytest.mark.parametrize("head", ["pooled", "hidden"])
+def test_vgg_takes_images_of_any_side(side: int, head: Any) -> None:
+    model = VGG(1, 4, blocks=(1, 1, 1, 1, 1), width=2, head=head, pooling="mean").eval()
+    assert model(torch.randn(2, 1, side, side)).shape == (2, 4)
+    assert model.features(torch.randn(2, 1, side, side)).shape == (2, 16, *(-(-side // 32),) * 2)
+
+
+@pytest.mark.parametrize("family", [PlainNet, ImageNetResNet, VGG])
 def test_initial_weights_of_other_families(family: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = family()
@@ -175,3 +221,8 @@ def test_initial_weights_of_other_families(family: Callable[[], nn.Module]) -> N
             assert float(module.weight.detach().var() * module.weight[0].numel()) == pytest.approx(2, rel=0.1)
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) and module.bias is not None:
             assert not module.bias.any()
+
+
+def test_another_block_of_imagenet() -> None:
+    with pytest.raises(ConfigurationError, match="ImageNetResNet: block is 'wide'; expected 'basic' or 'bottleneck'"):
+        ImageNetResNet(block="wide")  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ IMAGES = torch.zeros(2, 3, 32, 32)
 def test_defaults_are_data() -> None:
     assert {name: (entry.width, entry.depth) for name, entry in NETWORKS.items()} == {
         "mlp": (64, 6), "plain": (16, 20), "resnet": (16, 20), "resnet-preactivation": (16, 20),
-
+        "resnet18": (64, 18), "resnet50": (64, 50), "vgg": (64, 16),
     }  # fmt: skip
     assert NETWORKS["resnet"].options == {"shortcut": "identity", "normalization": "batch"}
     assert all("width" in entry.description for entry in NETWORKS.values())
@@ -46,10 +46,16 @@ def test_a_network_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet", {"depth": 21}, "network 'resnet': found depth=21, expected 6n + 2 layers (8, 14, 20, ..., 56, ...)"),
         ("plain", {"depth": 2}, "network 'plain': found depth=2, expected 6n + 2 layers (8, 14, 20, ..., 56, ...)"),
         ("resnet-preactivation", {"depth": 9}, "network 'resnet-preactivation': found depth=9, expected 6n + 2"),
+        ("resnet18", {"depth": 50}, "network 'resnet18': found depth=50, expected one of 10, 18, 34"),
+        ("resnet50", {"depth": 18}, "network 'resnet50': found depth=18, expected one of 14, 26, 50, 101, 152"),
+        ("vgg", {"depth": 12}, "network 'vgg': found depth=12, expected one of 11, 13, 16, 19"),
         ("mlp", {"depth": 0}, "network 'mlp': found depth=0, expected a whole number of at least 1"),
         ("mlp", {"width": 0}, "network 'mlp': found width=0, expected a whole number of at least 1"),
         ("mlp", {"width": 2.5}, "network 'mlp': found width=2.5, expected a whole number of at least 1"),
         ("mlp", {"granularity": "pixel"}, "Gate: granularity is 'pixel'; expected 'channel' or 'layer'"),
+        ("vgg", {"options": {"head": "x"}}, "VGG: head is 'x'; expected 'pooled' or 'hidden'"),
+        ("vgg", {"options": {"pooling": "x"}}, "VGG: pooling is 'x'; expected 'max' or 'mean'"),
+        ("resnet18", {"options": {"stem": "x"}}, "ImageNetResNet: stem is 'x'; expected 'imagenet' or 'small'"),
         ("plain", {"options": {"normalization": "x"}}, "PlainNet: normalization is 'x'; expected 'batch' or 'none'"),
         ("resnet", {"options": {"stem": "small"}},
          "network 'resnet': found option 'stem', expected one of shortcut, normalization"),

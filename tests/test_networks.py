@@ -59,6 +59,13 @@ CASES = [
     Case("resnet-preactivation", 3, 8),
     Case("resnet-preactivation", 3, 14, {"shortcut": "convolution"}),
     Case("resnet-preactivation", 2, 14, {"normalization": "none"}, "layer"),
+    Case("resnet18", 3, 10),
+    Case("resnet18", 2, 18, {"stem": "imagenet"}, affine=False),
+    Case("resnet50", 2, 14),
+    Case("resnet50", 1, 26, {"stem": "imagenet"}, "layer", affine=False),
+    Case("vgg", 2, 11, affine=False),
+    Case("vgg", 2, 13, {"pooling": "mean"}),
+    Case("vgg", 1, 16, {"head": "hidden", "pooling": "mean"}, "layer"),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -125,6 +132,27 @@ def walk_residual(before: list[Channel], case: Case, units: Units) -> list[Chann
     return units(before) if pre else before
 
 
+def walk_imagenet(before: list[Channel], case: Case, units: Units) -> list[Channel]:
+    before = chain(before, [case.width], units)
+    for width in (case.width, 2 * case.width, 4 * case.width, 8 * case.width):
+        for _ in range({10: 1, 18: 2, 14: 1, 26: 2}[case.depth]):
+            inner = [width, width] if case.name == "resnet50" else [width]
+            outputs = 4 * width if case.name == "resnet50" else width
+            shortcut = before if len(before) == outputs else dense(before, outputs)
+            before = units(join(dense(chain(before, inner, units), outputs), shortcut))
+    return before
+
+
+def walk_vgg(before: list[Channel], case: Case, units: Units) -> list[Channel]:
+    counts = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3)}[case.depth]
+    widths = [case.width * factor for factor, count in zip((1, 2, 4, 8, 8), counts, strict=True) for _ in range(count)]
+    before = chain(before, widths, units)
+    if case.options.get("head") == "hidden":
+        pixels = [channel for channel in before for _ in range(7 * 7)]
+        return chain(pixels, [64 * case.width] * 2, units)
+    return before
+
+
 WALKS: dict[str, Callable[[list[Channel], Case, Units], list[Channel]]] = {
     "mlp": lambda before, case, units: chain(before * 16, [case.width] * case.depth, units),
     "plain": lambda before, case, units: chain(
@@ -132,6 +160,9 @@ WALKS: dict[str, Callable[[list[Channel], Case, Units], list[Channel]]] = {
     ),
     "resnet": walk_residual,
     "resnet-preactivation": walk_residual,
+    "resnet18": walk_imagenet,
+    "resnet50": walk_imagenet,
+    "vgg": walk_vgg,
 }
 
 
@@ -187,6 +218,12 @@ def preactivated(shares: list[Fraction], *, identity: bool = True) -> Fraction:
     return last + sum((weight * (one + two) for (one, two), weight in blocks), Fraction(0))
 
 
+def bottlenecks(shares: list[Fraction]) -> Fraction:
+    first, *rest = shares
+    blocks = [rest[i : i + 3] for i in range(0, len(rest), 3)]
+    return first + sum((HALF * (one + two) + after for one, two, after in blocks), Fraction(0))
+
+
 def total(shares: list[Fraction]) -> Fraction:
     return sum(shares, Fraction(0))
 
@@ -197,6 +234,9 @@ CLOSED_FORMS: dict[str, tuple[Callable[[list[Fraction]], Fraction], int]] = {
     "plain": (total, 19),
     "resnet": (residual, 15),
     "resnet-preactivation": (preactivated, 11),
+    "resnet18": (lambda shares: residual(shares, identity=False), 13),
+    "resnet50": (bottlenecks, 33),
+    "vgg": (total, 13),
 }
 
 

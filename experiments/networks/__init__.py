@@ -6,16 +6,20 @@ All have a Gate in the place of every unit, with one slope a channel (hidden fea
 import importlib
 import pkgutil
 
+from .imagenet_resnet import ImageNetResNet
 from .loading import load_network
 from .mlp import GatedMLP
 from .plain import PlainNet
 from .registry import NETWORKS, NetworkEntry, Wanted, build_network, network
 from .resnet import GatedResNet
+from .vgg import VGG
 
 __all__ = [
     "NETWORKS",
+    "VGG",
     "GatedMLP",
     "GatedResNet",
+    "ImageNetResNet",
     "NetworkEntry",
     "PlainNet",
     "Wanted",
