@@ -18,6 +18,7 @@ from ntkdyn.experiments.networks import (
     GatedResNet,
     ImageNetResNet,
     PlainNet,
+    RepVGG,
 )
 from ntkdyn.gates import Gate, gates
 
@@ -212,7 +213,7 @@ def test_vgg_takes_images_of_any_side(side: int, head: Any) -> None:
     assert model.features(torch.randn(2, 1, side, side)).shape == (2, 16, *(-(-side // 32),) * 2)
 
 
-@pytest.mark.parametrize("family", [PlainNet, ImageNetResNet, VGG])
+@pytest.mark.parametrize("family", [PlainNet, ImageNetResNet, VGG, RepVGG])
 def test_initial_weights_of_other_families(family: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = family()

@@ -17,7 +17,7 @@ IMAGES = torch.zeros(2, 3, 32, 32)
 def test_defaults_are_data() -> None:
     assert {name: (entry.width, entry.depth) for name, entry in NETWORKS.items()} == {
         "mlp": (64, 6), "plain": (16, 20), "resnet": (16, 20), "resnet-preactivation": (16, 20),
-        "resnet18": (64, 18), "resnet50": (64, 50), "vgg": (64, 16),
+        "resnet18": (64, 18), "resnet50": (64, 50), "vgg": (64, 16), "repvgg": (48, 23),
     }  # fmt: skip
     assert NETWORKS["resnet"].options == {"shortcut": "identity", "normalization": "batch"}
     assert all("width" in entry.description for entry in NETWORKS.values())
@@ -49,6 +49,7 @@ def test_a_network_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet18", {"depth": 50}, "network 'resnet18': found depth=50, expected one of 10, 18, 34"),
         ("resnet50", {"depth": 18}, "network 'resnet50': found depth=18, expected one of 14, 26, 50, 101, 152"),
         ("vgg", {"depth": 12}, "network 'vgg': found depth=12, expected one of 11, 13, 16, 19"),
+        ("repvgg", {"depth": 9}, "network 'repvgg': found depth=9, expected at least 10: 9 layers and a third stage"),
         ("mlp", {"depth": 0}, "network 'mlp': found depth=0, expected a whole number of at least 1"),
         ("mlp", {"width": 0}, "network 'mlp': found width=0, expected a whole number of at least 1"),
         ("mlp", {"width": 2.5}, "network 'mlp': found width=2.5, expected a whole number of at least 1"),
@@ -56,6 +57,7 @@ def test_a_network_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("vgg", {"options": {"head": "x"}}, "VGG: head is 'x'; expected 'pooled' or 'hidden'"),
         ("vgg", {"options": {"pooling": "x"}}, "VGG: pooling is 'x'; expected 'max' or 'mean'"),
         ("resnet18", {"options": {"stem": "x"}}, "ImageNetResNet: stem is 'x'; expected 'imagenet' or 'small'"),
+        ("repvgg", {"options": {"stem": "x"}}, "RepVGG: stem is 'x'; expected 'imagenet' or 'small'"),
         ("plain", {"options": {"normalization": "x"}}, "PlainNet: normalization is 'x'; expected 'batch' or 'none'"),
         ("resnet", {"options": {"stem": "small"}},
          "network 'resnet': found option 'stem', expected one of shortcut, normalization"),

@@ -66,6 +66,8 @@ CASES = [
     Case("vgg", 2, 11, affine=False),
     Case("vgg", 2, 13, {"pooling": "mean"}),
     Case("vgg", 1, 16, {"head": "hidden", "pooling": "mean"}, "layer"),
+    Case("repvgg", 3, 10),
+    Case("repvgg", 2, 12, {"stem": "imagenet"}, "layer"),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -153,6 +155,19 @@ def walk_vgg(before: list[Channel], case: Case, units: Units) -> list[Channel]:
     return before
 
 
+def walk_repvgg(before: list[Channel], case: Case, units: Units) -> list[Channel]:
+    w = case.width
+    counts = {w: 1 + 2, 2 * w: 4, 4 * w: case.depth - 9, -(-80 * w // 3): 1}
+    for width, count in counts.items():
+        for layer in range(count):
+            total = join(dense(before, width), dense(before, width))
+            # The layer in front and the first of the first stage have equally many channels; the large stem halves
+            # the image in both.
+            same = layer > (1 if width == w and "stem" in case.options else 0)
+            before = units(join(total, before) if same else total)
+    return before
+
+
 WALKS: dict[str, Callable[[list[Channel], Case, Units], list[Channel]]] = {
     "mlp": lambda before, case, units: chain(before * 16, [case.width] * case.depth, units),
     "plain": lambda before, case, units: chain(
@@ -163,6 +178,7 @@ WALKS: dict[str, Callable[[list[Channel], Case, Units], list[Channel]]] = {
     "resnet18": walk_imagenet,
     "resnet50": walk_imagenet,
     "vgg": walk_vgg,
+    "repvgg": walk_repvgg,
 }
 
 
@@ -237,6 +253,7 @@ CLOSED_FORMS: dict[str, tuple[Callable[[list[Fraction]], Fraction], int]] = {
     "resnet18": (lambda shares: residual(shares, identity=False), 13),
     "resnet50": (bottlenecks, 33),
     "vgg": (total, 13),
+    "repvgg": (total, 22),
 }
 
 
@@ -252,7 +269,7 @@ def test_defaults_have_closed_forms(name: str) -> None:
     found = graph.lengths(model)
     assert found.normalized == pytest.approx(float(formula(shares)), rel=1e-12)
     if formula is total:
-        # Without shortcuts.
+        # Without shortcuts, or with those of RepVGG, which lie beside no units.
         assert found.mean == pytest.approx(float(formula(shares)), rel=1e-12)
 
 

@@ -11,6 +11,7 @@ from .loading import load_network
 from .mlp import GatedMLP
 from .plain import PlainNet
 from .registry import NETWORKS, NetworkEntry, Wanted, build_network, network
+from .repvgg import RepVGG
 from .resnet import GatedResNet
 from .vgg import VGG
 
@@ -22,6 +23,7 @@ __all__ = [
     "ImageNetResNet",
     "NetworkEntry",
     "PlainNet",
+    "RepVGG",
     "Wanted",
     "build_network",
     "load_network",
