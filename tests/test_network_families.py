@@ -19,6 +19,7 @@ from ntkdyn.experiments.networks import (
     ImageNetResNet,
     PlainNet,
     RepVGG,
+    build_network,
 )
 from ntkdyn.gates import Gate, gates
 
@@ -203,6 +204,19 @@ def test_names_of_torchvision() -> None:
     for place in (0, 4, 8, 11, 15, 18, 22, 25):
         expected |= {f"features.{place}.weight", f"features.{place}.bias"} | {f"features.{place + 1}.{k}" for k in norm}
     assert names(VGG(blocks=(1, 1, 2, 2, 2), width=1, head="hidden")) == expected
+
+
+@pytest.mark.parametrize(("side", "stem"), [(32, "small"), (63, "small"), (64, "imagenet"), (96, "imagenet")])
+def test_stems_fit_the_images(side: int, stem: str) -> None:
+    images = torch.zeros(2, 3, side, side)
+    network = build_network("resnet18", images, 5, width=2)
+    assert hasattr(network, "maxpool") == (stem == "imagenet")
+    last = nn.Sequential(*list(network)[:-3])(images)
+    assert last.shape[2:] == ((-(-side // 8),) * 2 if stem == "small" else (-(-side // 32),) * 2)
+    layers = build_network("repvgg", images, 5, width=2)
+    assert nn.Sequential(*list(layers)[:-3])(images).shape[2:] == last.shape[2:]
+    patches = build_network("vit", images[:, :, : side // 16 * 16, : side // 16 * 16], 5, width=4, depth=1)
+    assert patches.patches.kernel_size == ((4, 4) if stem == "small" else (16, 16))
 
 
 @pytest.mark.parametrize("side", [1, 5, 28, 32, 45])

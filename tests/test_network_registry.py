@@ -17,7 +17,7 @@ IMAGES = torch.zeros(2, 3, 32, 32)
 def test_defaults_are_data() -> None:
     assert {name: (entry.width, entry.depth) for name, entry in NETWORKS.items()} == {
         "mlp": (64, 6), "plain": (16, 20), "resnet": (16, 20), "resnet-preactivation": (16, 20),
-        "resnet18": (64, 18), "resnet50": (64, 50), "vgg": (64, 16), "repvgg": (48, 23),
+        "resnet18": (64, 18), "resnet50": (64, 50), "vgg": (64, 16), "repvgg": (48, 23), "vit": (192, 6),
     }  # fmt: skip
     assert NETWORKS["resnet"].options == {"shortcut": "identity", "normalization": "batch"}
     assert all("width" in entry.description for entry in NETWORKS.values())
@@ -54,6 +54,11 @@ def test_a_network_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mlp", {"width": 0}, "network 'mlp': found width=0, expected a whole number of at least 1"),
         ("mlp", {"width": 2.5}, "network 'mlp': found width=2.5, expected a whole number of at least 1"),
         ("mlp", {"granularity": "pixel"}, "Gate: granularity is 'pixel'; expected 'channel' or 'layer'"),
+        ("vit", {"width": 200}, "network 'vit': found width=200, expected a multiple of heads=3"),
+        ("vit", {"options": {"heads": 0}}, "network 'vit': found heads=0, expected a whole number of at least 1"),
+        ("vit", {"options": {"patch": 5}},
+         "network 'vit': found images of 32 x 32 pixels, expected sides that are multiples of patch=5"),
+        ("vit", {"options": {"reading": "x"}}, "VisionTransformer: reading is 'x'; expected 'token' or 'mean'"),
         ("vgg", {"options": {"head": "x"}}, "VGG: head is 'x'; expected 'pooled' or 'hidden'"),
         ("vgg", {"options": {"pooling": "x"}}, "VGG: pooling is 'x'; expected 'max' or 'mean'"),
         ("resnet18", {"options": {"stem": "x"}}, "ImageNetResNet: stem is 'x'; expected 'imagenet' or 'small'"),
@@ -65,6 +70,7 @@ def test_a_network_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet", {"example": torch.zeros(2, 64)},
          "network 'resnet': found inputs of shape [2, 64], expected images [samples, channels, height, width]; flat "
          "inputs fit network 'mlp'"),
+        ("vit", {"example": torch.zeros(3, 32, 32)}, "network 'vit': found inputs of shape [3, 32, 32], expected"),
         ("mlp", {"example": torch.zeros(2)},
          "network 'mlp': found inputs of shape [2], expected [samples, features or further axes]"),
         ("mlp", {"example": torch.zeros(2, 3, dtype=torch.int64)},

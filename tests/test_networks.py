@@ -68,6 +68,8 @@ CASES = [
     Case("vgg", 1, 16, {"head": "hidden", "pooling": "mean"}, "layer"),
     Case("repvgg", 3, 10),
     Case("repvgg", 2, 12, {"stem": "imagenet"}, "layer"),
+    Case("vit", 4, 2, {"patch": 2, "heads": 2}, affine=False),
+    Case("vit", 6, 1, {"patch": 2, "heads": 3, "reading": "mean"}, "layer", affine=False),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -168,6 +170,14 @@ def walk_repvgg(before: list[Channel], case: Case, units: Units) -> list[Channel
     return before
 
 
+def walk_vit(before: list[Channel], case: Case, units: Units) -> list[Channel]:
+    before = dense(before, case.width)
+    for _ in range(case.depth):
+        before = join(before, dense(dense(before, case.width), case.width))
+        before = join(before, dense(units(dense(before, 4 * case.width)), case.width))
+    return before
+
+
 WALKS: dict[str, Callable[[list[Channel], Case, Units], list[Channel]]] = {
     "mlp": lambda before, case, units: chain(before * 16, [case.width] * case.depth, units),
     "plain": lambda before, case, units: chain(
@@ -179,6 +189,7 @@ WALKS: dict[str, Callable[[list[Channel], Case, Units], list[Channel]]] = {
     "resnet50": walk_imagenet,
     "vgg": walk_vgg,
     "repvgg": walk_repvgg,
+    "vit": walk_vit,
 }
 
 
@@ -254,6 +265,7 @@ CLOSED_FORMS: dict[str, tuple[Callable[[list[Fraction]], Fraction], int]] = {
     "resnet50": (bottlenecks, 33),
     "vgg": (total, 13),
     "repvgg": (total, 22),
+    "vit": (lambda shares: HALF * sum(shares), 3),
 }
 
 

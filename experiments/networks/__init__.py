@@ -14,6 +14,7 @@ from .registry import NETWORKS, NetworkEntry, Wanted, build_network, network
 from .repvgg import RepVGG
 from .resnet import GatedResNet
 from .vgg import VGG
+from .vit import VisionTransformer
 
 __all__ = [
     "NETWORKS",
@@ -24,6 +25,7 @@ __all__ = [
     "NetworkEntry",
     "PlainNet",
     "RepVGG",
+    "VisionTransformer",
     "Wanted",
     "build_network",
     "load_network",
