@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -41,6 +42,9 @@ def cli(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        # As a program; a caller from Python keeps its own way with warnings.
+        warnings.showwarning = _warn
     try:
         result = cli.main(given, prog_name="ntkdyn", standalone_mode=False)
         status = result if isinstance(result, int) else 0
@@ -57,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         status = _complain(f"{type(error).__name__}: {error}", 1)
     sys.exit(status)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    # In one line, as errors are; where in the code it was raised says nothing to whoever runs a command.
+    _complain(f"warning: {message}", 0)
 
 
 def _complain(message: str, status: int) -> int:

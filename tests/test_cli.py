@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +259,17 @@ def test_demo_smoke(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     numbers = json.loads((report / "advantage.json").read_bytes())
     assert numbers
     assert "late" in out
+
+
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    settings = ["start_epoch=5", "epochs=8", "ramp_epochs=2", "settle_epochs=1", "width=4", "depth=1", "pairs=128"]
+    arguments = ["record", "nonlinear-advantage", "--probe", "units", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-P", "-c", "from ntkdyn.cli import main; main()", *arguments]
+    done = subprocess.run(
+        [*command, *(part for setting in settings for part in ("--set", setting))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
+    assert line.startswith("ntkdyn: warning: start_epoch=5: start_epoch + ramp_epochs=2 + settle_epochs=1 ends after")

@@ -56,8 +56,8 @@ def subset(split: Split, *, samples: int | None = None, test_samples: int | None
     """Draw class-balanced subsets of a training and a test set without replacement; None takes the whole set.
 
     Classes get as many samples as each other, as far as they have them; a rest that cannot be shared goes one sample a
-    class to classes that the seed chooses. Samples stay in the order of the data set, and of two subsets by one seed the
-    smaller one is part of the larger one.
+    class to classes that the seed chooses. Samples stay in the order of the data set, and of two subsets by one seed
+    the smaller one is part of the larger one.
 
     Raises: ConfigurationError: a number below 1, or larger than the set.
     """
