@@ -97,8 +97,12 @@ class RecorderFactory:
         loss: Any = None,
         forward: Any = None,
         checkpoint_steps: Iterable[int] = (),
+        provenance: Mapping[str, Any] | None = None,
     ) -> Recorder:
-        """Return the recorder; ``probes`` and ``schedule`` are the experiment's, which the user's win over."""
+        """Return the recorder; ``probes`` and ``schedule`` are the experiment's, which the user's win over.
+
+        provenance: of the data, for run.json.
+        """
         self.checkpoint_steps |= frozenset(checkpoint_steps)
         users = self.schedule
         if users is None and self.log_spaced is not None:
@@ -116,7 +120,7 @@ class RecorderFactory:
             loss=loss,
             steps_per_epoch=steps_per_epoch,
             calibration=calibration,
-            manifest=self.manifest,
+            manifest=dict(self.manifest) | ({} if provenance is None else {"data": dict(provenance)}),
         )
         if self.recorder_state is not None:
             recorder.load_state_dict(self.recorder_state)
@@ -124,13 +128,13 @@ class RecorderFactory:
         return recorder
 
 
-def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float) -> torch.optim.Adam:
+def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.Adam:
     """Return Adam in one fused kernel.
 
     Measured with torch 2.13 on one CPU thread, 26,000 weights in 14 tensors, batch 128: a training step takes 0.58 ms
     fused, 0.76 ms foreach and 0.78 ms tensor by tensor.
     """
-    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def linear_tail(base: float, *, total_steps: int, tail_steps: int) -> Callable[[int], float]:
@@ -154,6 +158,7 @@ def fit(
     first_step: int = 0,
     seed: int = 0,
     loss: Loss = functional.cross_entropy,
+    objective: Callable[[int, Any, Tensor], Tensor] | None = None,
     learning_rate: Callable[[int], float] | None = None,
     after_step: Callable[[int], None] | None = None,
     recorder: Recorder | None = None,
@@ -164,6 +169,7 @@ def fit(
 
     Args:
         epoch_data: epoch number -> its samples in their order; batch k of the epoch is the k-th slice.
+        objective: step before the update, inputs, targets -> what is minimized, in place of the loss of the outputs.
         learning_rate: step before the update -> rate, set in all parameter groups.
         after_step: called with the number of applied steps after each update and before the recorder looks.
         recorder: attached for the time of training.
@@ -177,6 +183,7 @@ def fit(
     folder = None if factory is None else factory.path / "checkpoints"
     saved_steps = frozenset() if factory is None else factory.checkpoint_steps
     step = first_step
+    device = _device(model)
 
     def save() -> None:
         # The first one of a run that goes on is the one that it goes on from.
@@ -216,9 +223,12 @@ def fit(
                 rate = learning_rate(step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            inputs, targets = data[batch * batch_size : (batch + 1) * batch_size]
+            inputs, targets = (part.to(device) for part in data[batch * batch_size : (batch + 1) * batch_size])
             optimizer.zero_grad()
-            value = loss(default_forward(model, inputs), targets)
+            if objective is None:
+                value = loss(default_forward(model, inputs), targets)
+            else:
+                value = objective(step, inputs, targets)
             if not math.isfinite(value.item()):
                 raise DivergedTraining(
                     f"training: found loss {value.item()} at step {step}, expected a finite number; "
@@ -246,14 +256,20 @@ def evaluate(
     twin.eval()
     if calibration is not None and has_running_norms(twin):
         reestimate(twin, calibration, default_forward)
+    device = _device(twin)
     right, total = 0, 0.0
     with torch.no_grad():
         for first in range(0, len(data), batch_size):
-            inputs, targets = data[first : first + batch_size]
+            inputs, targets = (part.to(device) for part in data[first : first + batch_size])
             outputs = default_forward(twin, inputs)
             right += int((outputs.argmax(dim=1) == targets).sum())
             total += float(loss(outputs, targets)) * len(targets)
     return right / len(data), total / len(data)
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def run_experiment(
