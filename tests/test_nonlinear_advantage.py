@@ -205,11 +205,14 @@ def test_budget_after_the_switch(tmp_path: Path) -> None:
 def test_results_of_the_trunk(trunk: Outcome, branch: Callable[..., Outcome]) -> None:
     results = trunk.results
     assert set(results) == {
-        "test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_loss", "active_units", "active_share",
-        "survivor_nonlinearity", "weighted_units", "napl", "apl", "weighted_napl", "diverged",
+        "test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_loss", "dense_weight_norm", "active_units",
+        "active_share", "survivor_nonlinearity", "weighted_units", "napl", "apl", "weighted_napl", "effective_width",
+        "parameters", "diverged",
     }  # fmt: skip
     assert results["active_units"] == 16
     assert results["napl"] == results["apl"] == 2
+    assert results["effective_width"] == 8
+    assert results["parameters"] == 128 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
     assert results["diverged"] == 0
     assert results["dense_loss"] == branch(start_epoch=0).results["dense_loss"]
 
@@ -273,20 +276,28 @@ def test_divergence_is_a_result_not_a_gap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start_epoch": 4}, "setting 'start_epoch': found 4, expected at most 3: start_epoch + ramp_epochs=2 + "),
-        ({"start_epoch": 5, "survivors": "keep"}, "setting 'start_epoch': found 5, expected at most 4"),
-        ({"ramp_epochs": 6}, "setting 'start_epoch': found 0, expected fewer epochs of ramp and settling"),
-        ({"mask": "late", "latest_start": 4}, "setting 'latest_start': found 4, expected at most 3"),
+        ({"start_epoch": 6}, "setting 'start_epoch': found 6, expected at most 5: start_epoch + ramp_epochs=2 + "),
+        ({"start_epoch": 7, "survivors": "keep"}, "setting 'start_epoch': found 7, expected at most 6"),
+        ({"ramp_epochs": 8}, "setting 'start_epoch': found 0, expected fewer epochs of ramp and settling"),
+        ({"mask": "late", "latest_start": 6}, "setting 'latest_start': found 6, expected at most 5"),
         ({"mask": "late-path", "start_epoch": 1}, "setting 'start_epoch': found 1, expected 0 with mask='late-path'"),
         ({"mask": "late", "survivors": "keep"}, "setting 'survivors': found 'keep' with mask='late'"),
         ({"settle_epochs": 0}, "setting 'settle_epochs': found 0, expected at least 1"),
         ({"intervention": "linear", "start_epoch": 2}, "setting 'start_epoch': found 2, expected 0"),
         ({"intervention": "none", "start_epoch": 9}, "setting 'start_epoch': found 9, expected at most epochs=8"),
         ({"budget": "after-switch", "latest_start": 1, "start_epoch": 2}, "expected at most latest_start=1"),
-        ({"budget": "after-switch", "latest_start": 5}, "this run has 3"),
+        ({"budget": "after-switch", "latest_start": 6}, "must end within the 2 epochs of this run"),
         ({"batch_size": 129}, "setting 'batch_size': found 129, expected at most pairs=128"),
         ({"remaining": 0.0}, "setting 'remaining': found 0.0, expected greater than 0"),
-        ({"remaining": 1.5}, "setting 'remaining': found 1.5, expected less than or equal to 1"),
+        ({"remaining": 1.5}, "setting 'remaining': found 1.5, expected a share of at most 1 or a whole number"),
+        ({"network": "mpl"}, "setting 'network': found 'mpl', expected one of mlp"),
+        ({"samples": 64}, "setting 'samples': found 64 without 'data'"),
+        ({"augment": "flip-crop"}, "setting 'augment': found 'flip-crop' without 'data'"),
+        ({"rate_before": 3.0}, "setting 'rate_before': found 3.0 with start_epoch=0, expected a later start"),
+        (
+            {"start_epoch": 3, "rate_before": 3.0, "scale_before": 2.0},
+            "setting 'scale_before': found 2.0 together with rate_before=3.0, expected one intervention",
+        ),
         ({"common_slope": 1.0}, "setting 'common_slope': found 1.0, expected less than 1"),
         ({"learning_rate": math.nan}, "setting 'learning_rate': found nan, expected a finite number"),
         ({"task": "product"}, "setting 'task': found 'product', expected 'first', 'parity', 'sum' or 'sum10'"),
@@ -307,8 +318,22 @@ def test_impossible_settings_are_refused_by_name(changes: dict[str, Any], messag
 def test_the_defaults_fit() -> None:
     default = AdvantageConfig()
     assert configure(AdvantageConfig, {"start_epoch": 12}).total_epochs == default.total_epochs == 24
-    with pytest.raises(ConfigurationError, match="expected at most 12"):
-        configure(AdvantageConfig, {"start_epoch": 13})
+    assert (default.width, default.depth) == (64, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_epoch": 4}, r"start_epoch=4: start_epoch \+ ramp_epochs=2 \+ settle_epochs=1 ends .* at most 3 l"),
+        ({"start_epoch": 5, "survivors": "keep"}, "start_epoch=5: .* at most 4 leaves time"),
+        ({"ramp_epochs": 7}, "start_epoch=0: .* no time to recover; more epochs or a shorter ramp leave time"),
+        ({"mask": "late", "latest_start": 4}, "latest_start=4: .* at most 3 leaves time"),
+    ],
+    ids=str,
+)
+def test_a_ramp_that_leaves_no_recovery_is_warned_of(changes: dict[str, Any], message: str) -> None:
+    with pytest.warns(RuntimeWarning, match=message):
+        config(**changes)
 
 
 def test_a_configuration_survives_its_dump() -> None:
@@ -323,7 +348,7 @@ def test_a_configuration_survives_its_dump() -> None:
 
 def test_arms_of_one_network_share_a_trunk() -> None:
     experiment = NonlinearAdvantage()
-    trunks = {experiment.trunk(config(**changes)) for changes in ARMS}
+    trunks = [experiment.trunk(config(**changes)) for changes in ARMS]
     assert len({trunk[0].model_dump_json() for trunk in trunks if trunk}) == 1
     assert {trunk[1] for trunk in trunks if trunk} == {0, 4, 12}
     assert experiment.trunk(config(intervention="none")) is None
@@ -446,7 +471,7 @@ def test_data_that_cannot_be_used(tmp_path: Path) -> None:
     settings = own(tmp_path, width=8, depth=2)
     del settings["model"]
     write_data(tmp_path, dtype=np.int64)
-    with pytest.raises(ConfigurationError, match="found integer inputs, which the MLP cannot take"):
+    with pytest.raises(ConfigurationError, match="found integer inputs, which network='mlp' cannot take"):
         run_experiment(NonlinearAdvantage(), configure(AdvantageConfig, settings), seed=0, path=tmp_path / "run")
 
 

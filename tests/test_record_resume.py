@@ -15,7 +15,7 @@ import pytest
 from ntkdyn.configuration import configure
 from ntkdyn.errors import ConfigurationError
 from ntkdyn.experiment import run_experiment
-from ntkdyn.experiments import nonlinear_advantage
+from ntkdyn.experiments import arm
 from ntkdyn.experiments.advantage_config import AdvantageConfig
 from ntkdyn.experiments.nonlinear_advantage import NonlinearAdvantage
 from ntkdyn.results import Run
@@ -49,7 +49,7 @@ def run(path: Path, *, resume: bool = False, **changes: Any) -> dict[str, float]
 
 
 def cut_off(path: Path, step: int, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    real = nonlinear_advantage._Arm.after_step
+    real = arm.Arm.after_step
 
     def after_step(self: Any, now: int) -> None:
         real(self, now)
@@ -57,7 +57,7 @@ def cut_off(path: Path, step: int, monkeypatch: pytest.MonkeyPatch, **changes: A
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(nonlinear_advantage._Arm, "after_step", after_step)
+        patch.setattr(arm.Arm, "after_step", after_step)
         with pytest.raises(KeyboardInterrupt):
             run(path, resume=(path / "run.json").exists(), **changes)
 

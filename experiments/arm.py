@@ -1,0 +1,228 @@
+"""One arm: a network whose slopes are handed to their owner at the switch, measured there and at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..checkpoint import Checkpoint
+from ..errors import DivergedTraining
+from ..experiment import DEFAULT_PROBES, RecorderFactory
+from ..gates import gates
+from ..linearization import Linearizer, MaskRamp, SlopeReplay
+from ..recorder import Watch
+from ..schedule import Schedule, at_epochs, at_steps, paired
+from .before import BeforeSwitch
+from .settings import LinearizationSettings
+from .training import Training, complexity, learn_slopes, restore
+
+SlopeOwner = Linearizer | MaskRamp | SlopeReplay
+Begin = Callable[[nn.Module], SlopeOwner]
+
+# Milliseconds a snapshot; a kernel takes a hundred times that on larger networks.
+_CHEAP_PROBES = ("gates", "units", "path-length")
+
+
+class Arm:
+    """Moves the slopes of one network at the right steps, and measures it at the switch.
+
+    Args:
+        model: the network.
+        switch: step at which the slopes get their owner.
+        ramp_steps: steps after the switch in which the loss moves slopes.
+        begin: called by ``prepare``; returns what makes the owner. None where nobody moves the slopes.
+        measure: gives the numbers of the network at the switch.
+        linear: freeze all gates at the switch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        switch: int,
+        ramp_steps: int,
+        begin: Callable[[], Begin] | None,
+        measure: Callable[[nn.Module], Mapping[str, float]],
+        linear: bool = False,
+    ) -> None:
+        self._model = model
+        self._switch = switch
+        self._ramp_steps = ramp_steps
+        self._prepare = begin
+        self._begin: Begin | None = None
+        self._measure = measure
+        self._linear = linear
+        self._owner: SlopeOwner | None = None
+        self.dense: dict[str, float] = {}
+
+    def prepare(self) -> None:
+        """Find out who will own the slopes; for some masks that takes a training of its own, which may diverge."""
+        if self._prepare is not None:
+            self._begin = self._prepare()
+
+    def switch(self) -> None:
+        """Measure the dense network, then hand its slopes to their owner."""
+        self.dense = dict(self._measure(self._model))
+        if self._linear:
+            for gate in gates(self._model).values():
+                gate.freeze()
+        if self._begin is not None:
+            self._owner = self._begin(self._model)
+            learn_slopes(self._model, isinstance(self._owner, Linearizer))
+
+    def after_step(self, step: int) -> None:
+        """Move the slopes; call it after every optimizer step with the number of steps so far."""
+        if self._owner is not None and not self._owner.done:
+            self._owner.step()
+            if step == self._switch + self._ramp_steps:
+                learn_slopes(self._model, False)
+        elif step == self._switch:
+            self.switch()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside network and optimizer."""
+        return {"dense": self.dense, "owner": None if self._owner is None else self._owner.state_dict()}
+
+    def resume(self, step: int, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the network is given its own afterwards."""
+        self.dense = dict(state["dense"])
+        if state["owner"] is not None and self._begin is not None:
+            self._owner = self._begin(self._model)
+            self._owner.load_state_dict(state["owner"])
+            learning = isinstance(self._owner, Linearizer) and step < self._switch + self._ramp_steps
+            learn_slopes(self._model, learning)
+
+
+def run_arm(
+    training: Training,
+    factory: RecorderFactory,
+    *,
+    start: Checkpoint | None,
+    switch: int,
+    ramp_steps: int = 0,
+    settle_steps: int = 0,
+    begin: Callable[[], Begin] | None = None,
+    linear: bool = False,
+    trunk: bool = False,
+    data_order: int = 0,
+    before: Callable[[nn.Module], BeforeSwitch] | None = None,
+) -> dict[str, float]:
+    """Train one trunk or arm from ``start`` or from its initial weights to the end, record it and return its results.
+
+    Args:
+        switch, ramp_steps, settle_steps, linear: as in Arm, in steps.
+        begin: as in Arm; None where nobody moves the slopes.
+        trunk: record kernels often; an arm does so at its start, the switch, the end of the ramp and the end.
+        data_order: of the batches from the switch on.
+        before: makes the intervention on what comes before the switch, given the network at its initial weights.
+
+    Results: test_accuracy, test_loss, train_loss at the end; dense_accuracy, dense_loss (test), dense_weight_norm at
+    the switch; those of ``complexity``; diverged (1: accuracies and losses are NaN).
+    """
+    model, optimizer = training.build()
+    intervention = BeforeSwitch(training) if before is None else before(model)
+    first_step = 0
+    if start is not None:
+        first_step = restore(start, model, optimizer, latest=switch, setting_name="start_epoch")
+    per_epoch = training.steps_per_epoch
+    moving = range(switch, switch + ramp_steps + settle_steps + 1)[::per_epoch] if begin else None
+    recorder = training.recorder(
+        factory,
+        model,
+        probes=_probes(moving),
+        schedule=_often(training) if trunk else at_steps({first_step, switch, switch + ramp_steps, training.last_step}),
+    )
+
+    def measure(network: nn.Module) -> Mapping[str, float]:
+        accuracy, loss = training.evaluate(network, training.data.test)
+        return {"dense_accuracy": accuracy, "dense_loss": loss, "dense_weight_norm": weight_norm(network)}
+
+    results = dict.fromkeys(
+        ("test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_loss", "dense_weight_norm"), math.nan
+    )
+    diverged = False
+    arm = Arm(model, switch=switch, ramp_steps=ramp_steps, begin=begin, measure=measure, linear=linear)
+    try:
+        arm.prepare()
+        if factory.resumed is not None:
+            first_step = factory.resumed.step
+            # Before the network is restored: an owner of slopes counts from the dense network.
+            arm.resume(first_step, factory.resumed.extra["experiment"])
+            factory.resumed.restore(model, optimizer)
+        elif first_step == switch:
+            arm.switch()
+        training.fit(
+            model,
+            optimizer,
+            first_step=first_step,
+            last_step=training.last_step,
+            epoch_data=lambda epoch: intervention.epoch_data(
+                epoch, data_order=data_order if epoch * per_epoch >= switch else 0
+            ),
+            rate_factor=intervention.rate_factor,
+            objective=intervention.objective,
+            after_step=arm.after_step,
+            recorder=recorder,
+            factory=factory,
+            state=arm.state,
+        )
+    except DivergedTraining:
+        diverged = True
+    else:
+        results["test_accuracy"], results["test_loss"] = training.evaluate(model, training.data.test)
+        results["train_loss"] = training.evaluate(model, training.data.train)[1]
+    results |= arm.dense
+    return results | complexity(model, training.calibration) | {"diverged": float(diverged)}
+
+
+def _often(training: Training) -> Schedule:
+    epochs = [0, 0.25, 0.5, 1, 1.5, *range(2, training.config.total_epochs + 1)]
+    return paired(at_epochs(epochs, training.steps_per_epoch), max(1, training.steps_per_epoch // 4))
+
+
+def weight_norm(model: nn.Module) -> float:
+    """Return the root of the summed squares of all parameters that are no slopes."""
+    slopes = {id(gate.slope) for gate in gates(model).values()}
+    squares = [float((part.detach() ** 2).sum()) for part in model.parameters() if id(part) not in slopes]
+    return math.sqrt(sum(squares))
+
+
+def linearizer(
+    config: LinearizationSettings, model: nn.Module, *, steps_per_epoch: int, keep_path: bool = False
+) -> Linearizer:
+    """Return the owner of the slopes that the settings ask for."""
+    return Linearizer(
+        model,
+        remaining=config.target,
+        steps=config.ramp_epochs * steps_per_epoch,
+        strength=config.strength,
+        survivors=config.survivors,
+        common_slope=config.common_slope,
+        settle_steps=config.effective_settle_epochs * steps_per_epoch,
+        keep_path=keep_path,
+    )
+
+
+def mask_ramp(
+    config: LinearizationSettings, model: nn.Module, mask: Mapping[str, Tensor], *, steps_per_epoch: int
+) -> MaskRamp:
+    """Return the owner that brings the slopes to a given mask in the same time."""
+    return MaskRamp(
+        model,
+        mask,
+        steps=config.ramp_epochs * steps_per_epoch,
+        survivors=config.survivors,
+        common_slope=config.common_slope,
+        settle_steps=config.effective_settle_epochs * steps_per_epoch,
+    )
+
+
+def _probes(moving: range | None) -> list[str | Watch]:
+    """All probes; those that cost little also look at the steps ``moving`` while the gates go linear."""
+    if moving is None:
+        return list(DEFAULT_PROBES)
+    often = at_steps(moving)
+    return [Watch(name, schedule=often) if name in _CHEAP_PROBES else name for name in DEFAULT_PROBES]
