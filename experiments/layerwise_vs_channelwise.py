@@ -1,0 +1,53 @@
+"""Slopes of single channels against slopes of whole layers: which units go is chosen finely or coarsely.
+
+The same dense network, at the same initial weights, is linearized late to the same share of units, with one slope a
+channel or one a layer. The dense trunks of both are equal; each is trained for itself, as their checkpoints hold other
+slopes.
+
+Source: follow-up of Mehmeti-Göpel and Disselhoff (arXiv 2506.14386) for the comparison; protocol our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from ..checkpoint import Checkpoint
+from ..experiment import RecorderFactory
+from .advantage_config import AdvantageConfig
+from .nonlinear_advantage import NonlinearAdvantage
+from .settings import DataSettings, LinearizationSettings, Natural, given
+
+
+class LayerwiseConfig(LinearizationSettings, DataSettings):
+    """Settings of one trunk or arm; granularity "channel" or "layer" is what is compared."""
+
+    start_epoch: Natural = 12
+
+    def trunk(self) -> Self:
+        """The dense run with slopes of the same granularity."""
+        values = self.model_dump()
+        kept = {name: value for name, value in values.items() if name not in self.OF_THE_LINEARIZATION}
+        return type(self).model_validate(kept | {"intervention": "none", "start_epoch": 0})
+
+    def advantage(self) -> AdvantageConfig:
+        """The same run as one of nonlinear-advantage."""
+        return AdvantageConfig.model_validate(given(self.model_dump()))
+
+
+class LayerwiseVsChannelwise:
+    """Accuracy at equal numbers of units, linearized channel by channel or layer by layer."""
+
+    name = "layerwise-vs-channelwise"
+    Config = LayerwiseConfig
+
+    def trunk(self, config: LayerwiseConfig) -> tuple[LayerwiseConfig, int] | None:
+        """Return the dense run that a configuration branches from and the step, or None for the dense run itself."""
+        origin = NonlinearAdvantage().trunk(config.advantage())
+        return None if origin is None else (config.trunk(), origin[1])
+
+    def run(
+        self, config: LayerwiseConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
+    ) -> Mapping[str, float]:
+        """Train one trunk or arm and return its results, those of ``run_arm``."""
+        return NonlinearAdvantage().run(config.advantage(), seed=seed, recorder=recorder, start=start)

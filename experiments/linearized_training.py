@@ -1,0 +1,160 @@
+"""Linear in the weights or linear in the units: what is lost when either kind of linearization starts at epoch t.
+
+A dense trunk is trained once a seed. A child leaves it at ``start_epoch`` and trains on the same data, with the same
+loss, to the end. child "weights": the network's Taylor expansion f(x; w_t) + J_t(x) (w - w_t) in the weights, whose
+kernel stands still. child "units": the network with all but a share of its gates linearized, as in nonlinear-advantage.
+child "network": the trunk itself.
+
+Source: Fort et al. 2020 (arXiv 2010.15110) for children in the weights; Mehmeti-Göpel and Disselhoff 2023 (arXiv
+2211.17180) for those in the units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from ..checkpoint import Checkpoint
+from ..clone import structural_clone
+from ..errors import DivergedTraining
+from ..experiment import RecorderFactory
+from ..gates import gates
+from ..kernel.problem import default_forward
+from ..recorder.snapshots import has_running_norms, reestimate
+from ..schedule import at_steps
+from .advantage_config import AdvantageConfig
+from .arm import weight_norm
+from .nonlinear_advantage import NonlinearAdvantage
+from .settings import DataSettings, LinearizationSettings, given
+from .training import Training, complexity, restore, steps_per_epoch
+
+
+class LinearizedTrainingConfig(LinearizationSettings, DataSettings):
+    """Settings of one trunk or child. child: "weights", "units" or "network"; the settings of the linearization belong
+    to "units".
+    """
+
+    child: Literal["weights", "units", "network"] = "weights"
+
+    def _without_effect(self) -> Iterator[tuple[str, Any]]:
+        yield "intervention", "linearize" if self.child == "units" else "none"
+        yield from super()._without_effect()
+        if self.child == "network":
+            yield "start_epoch", 0
+
+    def trunk(self) -> Self:
+        """The dense run on the same data with the same network."""
+        values = self.model_dump()
+        kept = {name: value for name, value in values.items() if name not in self.OF_THE_LINEARIZATION}
+        return type(self).model_validate(kept | {"child": "network", "intervention": "none", "start_epoch": 0})
+
+    def advantage(self) -> AdvantageConfig:
+        """A child in the units, or the trunk, as a run of nonlinear-advantage."""
+        values = given(self.model_dump())
+        del values["child"]
+        return AdvantageConfig.model_validate(values)
+
+
+class TaylorNetwork(nn.Module):
+    """First-order expansion of a network in its weights:  f(x; w_t) + J_t(x) (w - w_t), in evaluation mode.
+
+    ``shift`` holds w - w_t of every parameter that is no slope of a gate, 0 at first; slopes and buffers stay.
+
+    Args: model: at w_t; a copy is taken.  calibration: batch on which BatchNorm statistics are estimated, once.
+    """
+
+    def __init__(self, model: nn.Module, *, calibration: Tensor) -> None:
+        super().__init__()
+        origin = structural_clone(model).eval()
+        if has_running_norms(origin):
+            reestimate(origin, calibration, default_forward)
+        slopes = {id(gate.slope) for gate in gates(origin).values()}
+        self.names = tuple(name for name, part in origin.named_parameters() if id(part) not in slopes)
+        self.origin = origin.requires_grad_(False)
+        present = dict(origin.named_parameters())
+        self.shift = nn.ParameterList(torch.zeros_like(present[name]) for name in self.names)
+
+    def train(self, mode: bool = True) -> Self:
+        """Batches do not change the expansion: its network stays in evaluation mode."""
+        super().train(mode)
+        self.origin.eval()
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        present = dict(self.origin.named_parameters())
+        weights = tuple(present[name] for name in self.names)
+
+        def network(*values: Tensor) -> Tensor:
+            result: Tensor = functional_call(self.origin, dict(zip(self.names, values, strict=True)), (inputs,))
+            return result
+
+        outputs, change, *_ = jvp(network, weights, tuple(self.shift))
+        expanded: Tensor = outputs + change
+        return expanded
+
+
+class LinearizedTraining:
+    """Accuracy of children that are linear in the weights, or in most units, from epoch t on."""
+
+    name = "linearized-training"
+    Config = LinearizedTrainingConfig
+
+    def trunk(self, config: LinearizedTrainingConfig) -> tuple[LinearizedTrainingConfig, int] | None:
+        """Return the dense run that a child branches from and the step, or None for the dense run itself."""
+        if config.child == "network":
+            return None
+        return config.trunk(), config.start_epoch * steps_per_epoch(config)
+
+    def run(
+        self, config: LinearizedTrainingConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
+    ) -> Mapping[str, float]:
+        """Train one trunk or child and return its results, those of ``run_arm``.
+
+        Of a child in the weights probes that look at units see the network it is expanded from; its optimizer begins
+        anew.
+        """
+        if config.child != "weights":
+            return NonlinearAdvantage().run(config.advantage(), seed=seed, recorder=recorder, start=start)
+        training = Training.of(config, seed)
+        model, optimizer = training.build()
+        switch = config.start_epoch * training.steps_per_epoch
+        first_step = 0
+        if start is not None:
+            first_step = restore(start, model, optimizer, latest=switch, setting_name="start_epoch")
+        if first_step < switch:
+            training.fit(model, optimizer, first_step=first_step, last_step=switch)
+        dense_accuracy, dense_loss = training.evaluate(model, training.data.test)
+        results = {
+            **dict.fromkeys(("test_accuracy", "test_loss", "train_loss"), math.nan),
+            "dense_accuracy": dense_accuracy,
+            "dense_loss": dense_loss,
+            "dense_weight_norm": weight_norm(model),
+        }
+        child = TaylorNetwork(model, calibration=training.calibration)
+        optimizer = training.optimizer(list(child.shift))
+        recording = training.recorder(
+            recorder, child, probes=["outputs"], schedule=at_steps({switch, training.last_step})
+        )
+        if recorder.resumed is not None:
+            recorder.resumed.restore(child, optimizer)
+        diverged = False
+        try:
+            training.fit(
+                child,
+                optimizer,
+                first_step=switch if recorder.resumed is None else recorder.resumed.step,
+                last_step=training.last_step,
+                recorder=recording,
+                factory=recorder,
+            )
+        except DivergedTraining:
+            diverged = True
+        else:
+            results["test_accuracy"], results["test_loss"] = training.evaluate(child, training.data.test)
+            results["train_loss"] = training.evaluate(child, training.data.train)[1]
+        return results | complexity(model, training.calibration) | {"diverged": float(diverged)}
