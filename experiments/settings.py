@@ -168,7 +168,7 @@ class LinearizationSettings(TrainingSettings):
     """Settings of the linearization of units.
 
     intervention: "linearize" a share of the gates, "none", or "linear" from the start. start_epoch: dense epochs
-    before. remaining: share of the units that stay nonlinear; above 1 their number. strength: factor on the penalty.
+    before. remaining: share of the units that stay nonlinear, 0 for none; above 1 their number. strength: factor on the penalty.
     survivors, common_slope: where the remaining slopes go within settle_epochs ("keep": nowhere). Where nothing is
     linearized these have their defaults.
     """
@@ -177,7 +177,7 @@ class LinearizationSettings(TrainingSettings):
     start_epoch: Natural = 0
     ramp_epochs: Positive = 4
     settle_epochs: Natural = 2
-    remaining: Annotated[float, Field(gt=0)] = 0.1
+    remaining: Annotated[float, Field(ge=0)] = 0.1
     strength: Annotated[float, Field(ge=0)] = 4.0
     survivors: Literal["keep", "common", "relu"] = "common"
     common_slope: Annotated[float, Field(ge=-0.5, lt=1)] = 0.75

@@ -84,6 +84,13 @@ def test_a_higher_price_leaves_a_smaller_core(tmp_path: Path) -> None:
     assert (np.diff(active) <= 0).all()
 
 
+def test_down_to_a_linear_network(tmp_path: Path) -> None:
+    config = configure(Collapse.Config, SMALL | LINEARIZATION | {"remaining": 0.0})
+    results = run_experiment(Collapse(), config, seed=0, path=tmp_path, probes=["units"])
+    assert (results["active_units"], results["napl"], results["diverged"]) == (0, 0, 0)
+    assert np.isnan(results["survivor_nonlinearity"])
+
+
 @pytest.mark.parametrize("kind", ["scratch", "scratch-wide"])
 def test_shallow_networks_from_scratch(kind: str, tmp_path: Path) -> None:
     experiment = Collapse()
