@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import stat
 import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -12,6 +16,14 @@ from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError
 from .split import Dataset, Split
+from .verification import FileRecord, own_provenance
+
+Array = np.ndarray[Any, Any]
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_SINGLE = b"\x93NUMPY"  # how a npy file begins
+_LIST = ", ".join(_NAMES)
+# Arrays of zeros shrink a thousandfold, real data hardly tenfold; below 2 GiB nothing is refused.
+_FREE, _RATIO = 2 * 2**30, 200
 
 
 def load_npz(path: str | Path) -> Split:
@@ -20,24 +32,20 @@ def load_npz(path: str | Path) -> Split:
     Floating and uint8 inputs become float32, other integers int64 (token ids). Labels are integers [N] from 0 on; the
     number of classes is the largest label + 1.
 
-    Raises: ConfigurationError: the file cannot be read, an array is missing, is not finite or has the wrong type.
+    Raises: ConfigurationError: the file cannot be read, an array is missing, is not finite or has the wrong type, there
+            are more classes than samples, or the arrays are far larger than the file.
         ShapeError: sizes do not fit together.
     """
     path = Path(path)
-    names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ConfigurationError(f"data {path}: found a single array, expected an npz file of {', '.join(names)}")
-        with file:
-            missing = [name for name in names if name not in file]
-            if missing:
-                raise ConfigurationError(
-                    f"data {path}: missing {', '.join(missing)}; found {', '.join(file) or 'nothing'}, "
-                    f"expected {', '.join(names)}"
-                )
-            arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigurationError(f"data {path}: found a folder or device, expected an npz file of {_LIST}")
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = stream.tell()
+            stream.seek(0)
+            arrays = _arrays(stream, size, path)
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         if isinstance(error, ConfigurationError):
             raise
         reason = " ".join(str(error).split())
@@ -58,13 +66,56 @@ def load_npz(path: str | Path) -> Split:
             f"x_train and {list(inputs['test'].shape[1:])} ({inputs['test'].dtype}) in x_test, expected the same"
         )
     classes = 1 + max(int(labels.max()) for labels in targets.values())
+    samples = sum(map(len, targets.values()))
+    if classes > samples:
+        raise ConfigurationError(
+            f"data {path}: found label {classes - 1} among {samples} samples, expected classes numbered from 0 on"
+        )
     return Split(
         Dataset(inputs["train"], targets["train"], classes, f"{path.name} train"),
         Dataset(inputs["test"], targets["test"], classes, f"{path.name} test"),
+        own_provenance(path.name, [FileRecord(path.name, size, sha256, None)]),
     )
 
 
-def _inputs(array: np.ndarray[Any, Any], where: str) -> Tensor:
+def _arrays(stream: BinaryIO, size: int, path: Path) -> dict[str, Array]:
+    if stream.read(len(_SINGLE)) == _SINGLE:
+        raise ConfigurationError(f"data {path}: found a single array, expected an npz file of {_LIST}")
+    stream.seek(0)
+    with np.load(stream, allow_pickle=False) as file:
+        missing = [name for name in _NAMES if name not in file]
+        if missing:
+            raise ConfigurationError(
+                f"data {path}: missing {', '.join(missing)}; found {', '.join(file) or 'nothing'}, expected {_LIST}"
+            )
+        _check_sizes(file.zip, size, path)
+        return {name: file[name] for name in _NAMES}
+
+
+def _check_sizes(archive: zipfile.ZipFile, size: int, path: Path) -> None:
+    """Refuse arrays that would take far more memory than the file has bytes, before they take it."""
+    held = set(archive.namelist())
+    members = [archive.getinfo(name if name in held else f"{name}.npy") for name in _NAMES]
+    total = sum(member.file_size for member in members)
+    if total > max(_FREE, _RATIO * size):
+        raise ConfigurationError(
+            f"data {path}: found arrays of {total} bytes in a file of {size}, expected at most {_RATIO} times its "
+            "size; use numpy.savez, which does not compress"
+        )
+    for name, member in zip(_NAMES, members, strict=True):
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            expected = file.tell() + math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and expected != member.file_size:
+            raise ConfigurationError(
+                f"data {path}: {name}: found {member.file_size} bytes, expected {expected} by its head of shape "
+                f"{list(shape)}; the file is damaged"
+            )
+
+
+def _inputs(array: Array, where: str) -> Tensor:
     if array.ndim < 2 or 0 in array.shape:
         raise ShapeError(f"{where}: found shape {list(array.shape)}, expected [samples, ...] with nothing empty")
     if array.dtype.kind == "f" or array.dtype == np.uint8:
@@ -76,7 +127,7 @@ def _inputs(array: np.ndarray[Any, Any], where: str) -> Tensor:
     raise ConfigurationError(f"{where}: found type {array.dtype}, expected floating or integer numbers")
 
 
-def _labels(array: np.ndarray[Any, Any], where: str) -> Tensor:
+def _labels(array: Array, where: str) -> Tensor:
     if array.dtype.kind not in "iu":
         raise ConfigurationError(f"{where}: found type {array.dtype}, expected integer labels")
     if array.ndim != 1 or not len(array):

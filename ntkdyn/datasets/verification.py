@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,30 @@ from .manifest import DataFile, KnownDataset
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a recording says of a file that was used; ``verified`` names the checksum that it was compared by."""
+    """What a recording says of a file that was used.
+
+    ``verified`` names the checksum by which it was recognized; None: it is the user's own, there is nothing to compare.
+    """
 
     file: str
     bytes: int
     sha256: str
-    verified: str
+    verified: str | None
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as a mapping."""
         return {"file": self.file, "bytes": self.bytes, "sha256": self.sha256, "verified": self.verified}
+
+
+def own_provenance(name: str, records: Sequence[FileRecord]) -> dict[str, Any]:
+    """Return what a recording says of a user's own data, of which nothing but the content is known."""
+    return {
+        "name": name,
+        "origin": "own data",
+        "license": None,
+        "partial": None,
+        "files": [record.as_json() for record in records],
+    }
 
 
 def read_verified(known: KnownDataset, file: DataFile, path: Path, *, name: str) -> tuple[bytes, FileRecord]:
