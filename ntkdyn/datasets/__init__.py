@@ -17,3 +17,6 @@ from .seeds import stream_seed as stream_seed
 from .split import Dataset as Dataset
 from .split import Split as Split
 from .split import TrainingData as TrainingData
+from .text import ParallelText as ParallelText
+from .text import SentencePairs as SentencePairs
+from .text import parallel_text as parallel_text

@@ -16,7 +16,7 @@ from .idx import Array, parse_images_and_labels
 from .location import Located, loadable
 from .manifest import DataFile, KnownDataset
 from .split import Dataset, Split
-from .verification import FileRecord, read_verified
+from .verification import FileRecord, known_provenance, read_verified
 
 Contents = Sequence[tuple[DataFile, bytes]]
 
@@ -71,18 +71,7 @@ def load_images(known: KnownDataset, data_dir: str | Path | None) -> Split:
             f"{known.name} {part}",
             known.classes,
         )
-    return Split(parts["train"], parts["test"], provenance(located, [record for _, record in read]))
-
-
-def provenance(located: Located, records: Sequence[FileRecord]) -> dict[str, Any]:
-    """Return what a recording says of a data set of the manifest, as plain JSON."""
-    return {
-        "name": located.known.name,
-        "origin": located.known.origin,
-        "license": located.known.license,
-        "partial": located.partial,
-        "files": [record.as_json() for record in records],
-    }
+    return Split(parts["train"], parts["test"], known_provenance(located, [record for _, record in read]))
 
 
 def scaled(images: Array) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import DamagedData
 from .compression import decompress, read_stored
+from .location import Located
 from .manifest import DataFile, KnownDataset
 
 
@@ -28,6 +29,17 @@ class FileRecord:
     def as_json(self) -> dict[str, Any]:
         """Return the record as a mapping."""
         return {"file": self.file, "bytes": self.bytes, "sha256": self.sha256, "verified": self.verified}
+
+
+def known_provenance(located: Located, records: Sequence[FileRecord]) -> dict[str, Any]:
+    """Return what a recording says of a data set of the manifest, as plain JSON."""
+    return {
+        "name": located.known.name,
+        "origin": located.known.origin,
+        "license": located.known.license,
+        "partial": located.partial,
+        "files": [record.as_json() for record in records],
+    }
 
 
 def own_provenance(name: str, records: Sequence[FileRecord]) -> dict[str, Any]:
