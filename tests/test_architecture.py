@@ -39,6 +39,7 @@ THIRD_PARTY = {
     "click": {"cli", "commands"},
     "matplotlib": {"plots", "studies", "report", "results", "comparison"},
     "sklearn": {"datasets"},
+    "PIL": {"datasets"},
     "pytorch_lightning": {"integrations"},
     "lightning": {"integrations"},
     "transformers": {"integrations"},

@@ -11,6 +11,7 @@ from .digits import DigitPairs as DigitPairs
 from .digits import Task as Task
 from .digits import digit_pairs as digit_pairs
 from .digits import digits as digits
+from .folder import image_folder as image_folder
 from .named import named_data as named_data
 from .npz import load_npz as load_npz
 from .seeds import stream_seed as stream_seed

@@ -60,7 +60,7 @@ def parallel_text(
     """
     known = known_datasets()
     text = str(name)
-    if text in known:
+    if isinstance(name, str) and text in known:
         if known[text].kind != "text":
             raise ConfigurationError(f"data set {text}: found {known[text].kind}, expected text; use named_data")
         parts, source = _known_files(known[text], languages, data_dir)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ntkdyn.datasets import named_data
 from ntkdyn.errors import ConfigurationError, MissingData, NtkdynError, UnknownName
@@ -20,15 +21,41 @@ def test_npz_by_its_path(tmp_path: Path) -> None:
         assert named_data(name).train.inputs.shape == (4, 1, 2, 2)
 
 
+def test_folder_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "val"):
+        folder = tmp_path / "mnist" / part / "one"
+        folder.mkdir(parents=True)
+        Image.new("L", (6, 4)).save(folder / "a.png")
+    assert named_data(tmp_path / "mnist").train.inputs.shape == (1, 1, 4, 6)
+    assert named_data(tmp_path / "mnist", size=3).train.inputs.shape == (1, 1, 3, 3)
+    monkeypatch.chdir(tmp_path)
+    for name in ("./mnist", Path("mnist")):
+        assert named_data(name).train.name == "mnist train"
+
+
+def test_size_is_for_folders_of_images() -> None:
+    for name in ("mnist", "absent.npz"):
+        with pytest.raises(ConfigurationError, match=f"^data {name}: found size=3, expected it only for a folder of"):
+            named_data(name, size=3)
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("cifar11", UnknownName, "data 'cifar11' is neither an npz file nor a known data set; did you mean cifar-10?"),
-        ("", UnknownName, "data '' is neither an npz file nor a known data set; known: cifar-10, "),
+        (
+            "cifar11",
+            UnknownName,
+            "data 'cifar11' is no npz file, no folder and no known data set; did you mean cifar-10?",
+        ),
+        ("", UnknownName, "data '' is no npz file, no folder and no known data set; known: cifar-10, "),
         ("multi30k", ConfigurationError, "data set multi30k: found text, expected images; use parallel_text"),
-        ("some/where", MissingData, "data some/where: not found, expected an npz file or the name of a data set"),
+        (
+            "some/where",
+            MissingData,
+            "data some/where: not found, expected an npz file, a folder of images or a known name",
+        ),
         ("absent.npz", ConfigurationError, "data absent.npz: not readable as npz without pickle"),
-        ("text.txt", ConfigurationError, "data text.txt: found a file, expected an npz file"),
+        ("text.txt", ConfigurationError, "data text.txt: found a file, expected an npz file or a folder of images"),
         ("mnist", MissingData, "data set mnist: not found in nothing; put train-images-idx3-ubyte, "),
     ],
 )
