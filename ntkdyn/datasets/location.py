@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def where_to_put(known: KnownDataset) -> str:
     return f"put {', or '.join(ways)}, each as it is or as .gz or .xz, from {known.origin}{unpack}"
 
 
-def names_of(files: tuple[DataFile, ...]) -> str:
+def names_of(files: Sequence[DataFile]) -> str:
     """Return the names of files with commas."""
     return ", ".join(file.name for file in files)
 
