@@ -31,6 +31,14 @@ def test_digits_are_all_of_sklearns_and_split_once() -> None:
                        torch.bincount(torch.as_tensor(load_digits().target)))  # fmt: skip
 
 
+def test_digits_say_where_they_are_from() -> None:
+    first, second = digits(split_seed=0).provenance, digit_pairs("sum", pairs=8, split_seed=1).provenance
+    assert first == second
+    assert (first["name"], first["partial"]) == ("digits", None)
+    assert first["files"][0]["bytes"] == 1797 * (64 * 4 + 8)
+    assert len(first["files"][0]["sha256"]) == 64
+
+
 def test_split_depends_on_its_seed_alone() -> None:
     torch.manual_seed(0)
     first = digits(split_seed=1)

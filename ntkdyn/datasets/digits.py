@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..errors import ConfigurationError
 from .seeds import EPOCH, SPLIT, TEST_PAIRS, TRAIN_PAIRS, stream
 from .split import Dataset, Split
+from .verification import FileRecord
 
 Task = Literal["first", "parity", "sum", "sum10"]
 
@@ -38,6 +40,11 @@ class DigitPairs:
     train: Dataset
     test: Dataset
 
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What a recording says of the digits that are paired, as that of a Split."""
+        return self.digits.provenance
+
     def epoch(self, *, seed: int, data_order: int, epoch: int) -> Dataset:
         """Return ``pairs`` pairs of training digits, drawn with replacement for (seed, data_order, epoch)."""
         return _draw_pairs(self.digits.train, self.task, self.pairs, stream(EPOCH, seed, data_order, epoch))
@@ -46,7 +53,8 @@ class DigitPairs:
 def digits(*, split_seed: int = 0) -> Split:
     """Return scikit-learn's 1797 real 8x8 digits, 1347 for training and 450 for testing.
 
-    Inputs are [N, 64] float32, the pixels 0-16 divided by 16, not standardized.
+    Inputs are [N, 64] float32, the pixels 0-16 divided by 16, not standardized. The SHA-256 in ``provenance`` is that
+    of all inputs, then all labels (int64), before they are split.
 
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository; in sklearn.datasets.
     """
@@ -55,11 +63,19 @@ def digits(*, split_seed: int = 0) -> Split:
     bunch = load_digits()
     inputs = torch.as_tensor(bunch.data / 16, dtype=torch.float32)
     targets = torch.as_tensor(bunch.target, dtype=torch.int64)
+    content = inputs.numpy().tobytes() + targets.numpy().tobytes()
     order = torch.randperm(len(targets), generator=stream(SPLIT, split_seed))
     train, test = order[:_DIGITS_TRAIN], order[_DIGITS_TRAIN:]
     return Split(
         Dataset(inputs[train], targets[train], 10, "training digits"),
         Dataset(inputs[test], targets[test], 10, "test digits"),
+        {
+            "name": "digits",
+            "origin": "scikit-learn, from the UCI repository",
+            "license": "CC BY 4.0, as the UCI repository states",
+            "partial": None,
+            "files": [FileRecord("digits", len(content), hashlib.sha256(content).hexdigest(), None).as_json()],
+        },
     )
 
 
