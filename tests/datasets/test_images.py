@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 import re
 from pathlib import Path
@@ -168,6 +169,7 @@ def test_real_data_sets(real: tuple[str, Split]) -> None:
         assert len(data.class_names or ()) == data.classes == 10
     assert split.provenance["partial"] == ("2 of 5 training batches" if name == "cifar-10" else None)
     assert {entry["verified"] for entry in split.provenance["files"]} == {"sha256 of the file"}
+    assert json.loads(json.dumps(split.provenance)) == split.provenance
 
 
 def test_real_pixels_by_a_reader_of_another_kind(real: tuple[str, Split], data_folder: Path) -> None:
