@@ -168,9 +168,9 @@ class LinearizationSettings(TrainingSettings):
     """Settings of the linearization of units.
 
     intervention: "linearize" a share of the gates, "none", or "linear" from the start. start_epoch: dense epochs
-    before. remaining: share of the units that stay nonlinear, 0 for none; above 1 their number. strength: factor on the penalty.
-    survivors, common_slope: where the remaining slopes go within settle_epochs ("keep": nowhere). Where nothing is
-    linearized these have their defaults.
+    before. remaining: share of the units that stay nonlinear, 0 for none; above 1 their number. strength: factor on
+    the penalty. survivors, common_slope: where the remaining slopes go within settle_epochs ("keep": nowhere). Where
+    nothing is linearized these have their defaults.
     """
 
     intervention: Literal["linearize", "none", "linear"] = "linearize"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from ..datasets import (
     Split,
     TrainingData,
     digit_pairs,
-    load_npz,
     named_data,
     probe_batch,
     stream_seed,
@@ -194,7 +194,7 @@ class Training:
             schedule=schedule,
             calibration=self.calibration,
             checkpoint_steps=epochs,
-            provenance=self.data.provenance if isinstance(self.data, Split) else None,
+            provenance=self.data.provenance,
         )
 
 
@@ -238,10 +238,7 @@ def load_data(config: DataSettings) -> TrainingData:
     Raises: ConfigurationError, ShapeError, DamagedRecording: the data do not fit or are not what they should be.
     """
     if config.data is not None:
-        draw = (config.samples, config.test_samples, config.split_seed)
-        if config.data.endswith(".npz"):
-            return subset(load_npz(config.data), samples=draw[0], test_samples=draw[1], seed=draw[2])
-        return _known(config.data, *draw)
+        return _loaded(config.data, _stamp(config.data), config.samples, config.test_samples, config.split_seed)
     # Fixed pairs of training digits for train loss and probes: as many as test pairs. None only beside `data`.
     count = config.test_pairs or 0
     return digit_pairs(
@@ -253,9 +250,21 @@ def load_data(config: DataSettings) -> TrainingData:
     )
 
 
+def _stamp(data: str) -> tuple[int, int] | None:
+    """Size and time of a file of that name: one that was written anew is read anew."""
+    path = Path(data)
+    return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+# The steps of an epoch and every run of a process ask for the same data.
 @lru_cache(maxsize=1)
-def _known(data: str, samples: int | None, test_samples: int | None, seed: int) -> Split:
-    return subset(_standardized(named_data(data)), samples=samples, test_samples=test_samples, seed=seed)
+def _loaded(
+    data: str, stamp: tuple[int, int] | None, samples: int | None, test_samples: int | None, seed: int
+) -> Split:
+    split = named_data(data)
+    if stamp is None:
+        split = _standardized(split)
+    return subset(split, samples=samples, test_samples=test_samples, seed=seed)
 
 
 def _standardized(split: Split) -> Split:
@@ -279,6 +288,10 @@ class _FreshRandomLabels:
     @property
     def test(self) -> Dataset:
         return self.data.test
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return self.data.provenance
 
     def epoch(self, *, seed: int, data_order: int, epoch: int) -> Dataset:
         samples = self.data.epoch(seed=seed, data_order=data_order, epoch=epoch)

@@ -273,3 +273,16 @@ def test_a_warning_is_one_line(tmp_path: Path) -> None:
     )
     (line,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
     assert line.startswith("ntkdyn: warning: start_epoch=5: start_epoch + ramp_epochs=2 + settle_epochs=1 ends after")
+
+
+def test_the_folder_of_data_sets_is_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NTKDYN_DATA", "elsewhere")
+    command = ["record", "nonlinear-advantage", "--set", "data=mnist", "--data-dir", str(tmp_path / "mine")]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"data directory {tmp_path / 'mine'}: found no such folder" in line
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -21,6 +22,11 @@ from . import called
 @click.option("--every", type=click.IntRange(min=1), metavar="N", help="Record every N steps.")
 @click.option("--log-spaced", type=click.IntRange(min=1), metavar="COUNT", help="Record COUNT log-spaced steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the data sets; default: what NTKDYN_DATA names, else data.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint, or begin it.")
 @click.option(
     "--out",
@@ -36,6 +42,7 @@ def record(
     every: int | None,
     log_spaced: int | None,
     seed: int,
+    data_dir: Path | None,
     resume: bool,
     out: Path,
 ) -> None:
@@ -53,6 +60,8 @@ def record(
     """
     if every is not None and log_spaced is not None:
         raise click.UsageError("--every and --log-spaced: found both, expected one schedule; drop one of them")
+    if data_dir is not None:
+        os.environ["NTKDYN_DATA"] = str(data_dir)
     from .. import schedule as schedules
     from ..configuration import parse_settings
     from ..experiment import run_experiment

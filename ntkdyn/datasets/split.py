@@ -38,6 +38,9 @@ class TrainingData(Protocol):
     @property
     def test(self) -> Dataset: ...
 
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
     def epoch(self, *, seed: int, data_order: int, epoch: int) -> Dataset:
         """Return the training samples of one epoch, shuffled; the same words give the same samples."""
         ...
