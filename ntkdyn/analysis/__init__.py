@@ -39,6 +39,7 @@ _HOMES = {
         "unpack_pattern",
     ),
     "scaling": ("WidthExponent", "kernel_deviation", "kernel_spread", "width_exponent"),
+    "power": ("correlation_power", "minimum_detectable_effect", "paired_power", "relation_power", "within_power"),
     "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -70,6 +71,11 @@ if TYPE_CHECKING:
     from .gating import gate_hamming as gate_hamming
     from .gating import settle_step as settle_step
     from .gating import unpack_pattern as unpack_pattern
+    from .power import correlation_power as correlation_power
+    from .power import minimum_detectable_effect as minimum_detectable_effect
+    from .power import paired_power as paired_power
+    from .power import relation_power as relation_power
+    from .power import within_power as within_power
     from .scaling import WidthExponent as WidthExponent
     from .scaling import kernel_deviation as kernel_deviation
     from .scaling import kernel_spread as kernel_spread

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from ..errors import ShapeError, UndefinedMeasure
+from .power import POWER_CORRELATION, within_power
 
 EQUIVALENCE_MARGIN = 1.0
 """Largest difference, in accuracy points, that still counts as "no gap"; fixed before any run was looked at."""
@@ -26,9 +27,6 @@ FEWEST_START_EPOCHS = 5
 
 FEWEST_SEEDS = 10
 """Below this number of seeds the relation within start epochs cannot be judged."""
-
-POWER_CORRELATION = 0.3
-"""Correlation within start epochs for which the power is stated."""
 
 
 @dataclass(frozen=True)
@@ -150,20 +148,6 @@ def equivalence(
     else:
         p = max(float(stats.t.sf((mean + margin) / error, n - 1)), float(stats.t.cdf((mean - margin) / error, n - 1)))
     return Equivalence(p < level, p, margin, n)
-
-
-def within_power(*, starts: int, seeds: int, correlation: float = POWER_CORRELATION) -> float:
-    """Return the power of a two-sided 5 % test of a correlation within start epochs, by Fisher's z.
-
-    Centering within start epochs leaves starts·(seeds - 1) degrees of freedom, hence a standard error of
-    1/√(starts·(seeds - 1) - 2). Four starts: .44 with 10 seeds, .76 with 20.
-    """
-    freedom = starts * (seeds - 1) - 2
-    if freedom <= 0:
-        return 0.0
-    shift = math.atanh(correlation) * math.sqrt(freedom)
-    bound = float(stats.norm.ppf(0.975))
-    return float(stats.norm.sf(bound - shift) + stats.norm.cdf(-bound - shift))
 
 
 def relation(

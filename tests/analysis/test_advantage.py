@@ -148,13 +148,6 @@ def test_pooled_value_is_spearmans() -> None:
     assert advantage.relation(start, seed, drift, accuracy).pooled == pytest.approx(expected)
 
 
-def test_power_of_the_notes() -> None:
-    # Measured by simulation with four start epochs: 44 % with 10 seeds, 76 % with 20.
-    assert advantage.within_power(starts=4, seeds=10) == pytest.approx(0.44, abs=0.01)
-    assert advantage.within_power(starts=4, seeds=20) == pytest.approx(0.76, abs=0.01)
-    assert advantage.within_power(starts=1, seeds=2) == 0.0
-
-
 def test_difficulty_is_what_nonlinearity_is_worth() -> None:
     assert advantage.difficulty({"a": 96.0, "b": 86.0}, {"a": 95.0}) == {"a": 1.0}
 
