@@ -40,6 +40,7 @@ _HOMES = {
     ),
     "scaling": ("WidthExponent", "kernel_deviation", "kernel_spread", "width_exponent"),
     "power": ("correlation_power", "minimum_detectable_effect", "paired_power", "relation_power", "within_power"),
+    "randomization": ("max_t", "sign_flip_test"),
     "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -76,6 +77,8 @@ if TYPE_CHECKING:
     from .power import paired_power as paired_power
     from .power import relation_power as relation_power
     from .power import within_power as within_power
+    from .randomization import max_t as max_t
+    from .randomization import sign_flip_test as sign_flip_test
     from .scaling import WidthExponent as WidthExponent
     from .scaling import kernel_deviation as kernel_deviation
     from .scaling import kernel_spread as kernel_spread
