@@ -41,6 +41,7 @@ _HOMES = {
     "scaling": ("WidthExponent", "kernel_deviation", "kernel_spread", "width_exponent"),
     "power": ("correlation_power", "minimum_detectable_effect", "paired_power", "relation_power", "within_power"),
     "randomization": ("max_t", "sign_flip_test"),
+    "kernel_ridge": ("kernel_ridge_error",),
     "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from .gating import gate_hamming as gate_hamming
     from .gating import settle_step as settle_step
     from .gating import unpack_pattern as unpack_pattern
+    from .kernel_ridge import kernel_ridge_error as kernel_ridge_error
     from .power import correlation_power as correlation_power
     from .power import minimum_detectable_effect as minimum_detectable_effect
     from .power import paired_power as paired_power
