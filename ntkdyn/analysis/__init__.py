@@ -41,6 +41,7 @@ _HOMES = {
     "scaling": ("WidthExponent", "kernel_deviation", "kernel_spread", "width_exponent"),
     "power": ("correlation_power", "minimum_detectable_effect", "paired_power", "relation_power", "within_power"),
     "randomization": ("max_t", "sign_flip_test"),
+    "agreement": ("cochran_q", "pool"),
     "kernel_ridge": ("kernel_ridge_error",),
     "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
 }
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from .advantage import paired_gap as paired_gap
     from .advantage import relation as relation
     from .advantage import verdict as verdict
+    from .agreement import cochran_q as cochran_q
+    from .agreement import pool as pool
     from .alignment import cka as cka
     from .alignment import hsic as hsic
     from .alignment import one_hot as one_hot
