@@ -43,6 +43,7 @@ _HOMES = {
     "randomization": ("max_t", "sign_flip_test"),
     "agreement": ("cochran_q", "pool"),
     "arm_model": ("arm_models",),
+    "mediation": ("family_ratio", "fieller", "judge_mediation"),
     "kernel_ridge": ("kernel_ridge_error",),
     "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
 }
@@ -79,6 +80,9 @@ if TYPE_CHECKING:
     from .gating import settle_step as settle_step
     from .gating import unpack_pattern as unpack_pattern
     from .kernel_ridge import kernel_ridge_error as kernel_ridge_error
+    from .mediation import family_ratio as family_ratio
+    from .mediation import fieller as fieller
+    from .mediation import judge_mediation as judge_mediation
     from .power import correlation_power as correlation_power
     from .power import minimum_detectable_effect as minimum_detectable_effect
     from .power import paired_power as paired_power
