@@ -1,30 +1,25 @@
-"""Whether the kernel's drift goes with the accuracy of arms, beside what the start epoch alone gives."""
+"""Whether the kernel's drift goes with the accuracy of arms, beside what the start epoch alone gives.
+
+These correlations describe; what may be concluded beyond start epoch and seed is in the study relation.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import plots
 from ..analysis.advantage import relation
 from . import arms
-from .recorded import KERNEL_NEED, Datasets, Table, kernel_sets, path_of, trace_kernels, variable
+from .drifts import DRIFTS, drifts_of
+from .recorded import KERNEL_NEED, Datasets, Table, kernel_sets, variable
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from ..results import Run, Sweep
-
-DRIFTS = {
-    "remaining": "the trunk's remaining drift S(K_t0, K_T)",
-    "own": "the branch's own drift S(K_t0, K_T)",
-    "ramp": "the branch's drift during the ramp S(K_t0, K_t0+R)",
-    "after": "the branch's drift after the ramp S(K_t0+R, K_T)",
-    "apart": "the branch's distance to the trunk's end",
-}
+    from ..results import Sweep
 
 RIVALS = DRIFTS | {"dense_accuracy": "dense accuracy at t0"}
 """Drifts, and progress at the switch: a rival explanation that belongs in the same table."""
@@ -33,8 +28,6 @@ NUMBERS = {
     "pooled": "Spearman correlation over all arms",
     "start_only": "Spearman correlation of the start epoch alone",
     "within": "correlation of ranks within start epochs",
-    "p_within": "permutation p of the correlation within start epochs",
-    "power": "power within start epochs for a correlation of 0.3",
 }
 
 
@@ -55,18 +48,15 @@ class DriftGap:
         reason = arms.need(source)
         if reason is not None:
             return reason
-        for task in arms.tasks(source):
-            for name in arms.lines(source, task)[0].rows["run"]:
-                trunk = arms.trunk_run(source, str(name))
-                if trunk is not None and trunk in source.runs and kernel_sets(source.runs[trunk]):
-                    return None
+        if any(_recorded(source, task) for task in arms.tasks(source)):
+            return None
         return f"no arm has a trunk with kernels: {KERNEL_NEED}"
 
     def measure(self, source: Sweep, /) -> xr.Dataset:
         """Return drifts [task, set, arm], accuracies [task, arm] and relations [task, set, drift] of primary arms."""
         import xarray as xr
 
-        names = arms.tasks(source)
+        names = [task for task in arms.tasks(source) if _recorded(source, task)]
         parts = [_measure_task(source, task) for task in names]
         joined = xr.concat(
             parts, dim="task", join="outer", coords="minimal", compat="override", combine_attrs="override"
@@ -80,7 +70,7 @@ class DriftGap:
             probe_set = _shown(dataset)
             for task in dataset["task"].values:
                 one = dataset.sel(task=task, set=probe_set)
-                found = relation(one["start_epoch"], one["seed"], one["remaining"], one["accuracy"], permutations=0)
+                found = relation(one["start_epoch"], one["seed"], one["remaining"], one["accuracy"])
                 if found.pooled_note:
                     lines.append(f"{task}: {found.pooled_note}.")
                     continue
@@ -94,15 +84,12 @@ class DriftGap:
                     f"arms: {'; '.join(words)}; the start epoch alone gives "
                     f"{float(one['start_only'].sel(drift='remaining')):+.2f}."
                 )
-                within = found.within_note or "; ".join(
-                    f"{text} {float(one['within'].sel(drift=name)):+.2f} (permutation p = "
-                    f"{float(one['p_within'].sel(drift=name)):.3f})"
+                within = "; ".join(
+                    f"{text} {float(one['within'].sel(drift=name)):+.2f}"
                     for name, text in RIVALS.items()
                     if np.isfinite(float(one["within"].sel(drift=name)))
                 )
-                power = "" if found.within_note else f"; power for a correlation of 0.3: {found.power:.0%}"
-                head = "" if found.within_note else "within start epochs, "
-                lines.append(f"{task}: {head}{within}{power}.")
+                lines.append(f"{task}: {found.within_note or f'within start epochs, {within}'}.")
         return lines
 
     def tables(self, datasets: Datasets, /) -> list[Table]:
@@ -160,27 +147,24 @@ def _shown(dataset: xr.Dataset) -> str:
     return "test" if "test" in dataset["set"].values else str(dataset["set"].values[0])
 
 
+def _recorded(sweep: Sweep, task: str) -> bool:
+    """Whether an arm of the task's primary line has a trunk with kernels."""
+    for line in arms.lines(sweep, task)[:1]:
+        for name in line.rows["run"]:
+            trunk = arms.trunk_run(sweep, str(name))
+            if trunk is not None and trunk in sweep.runs and kernel_sets(sweep.runs[trunk]):
+                return True
+    return False
+
+
 def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
     import xarray as xr
 
     line = arms.lines(sweep, task)[0]
     rows = line.rows.sort_values(["start_epoch", "seed"], kind="stable")
-    trunk_kernels: dict[tuple[str, str], NDArray[np.float64]] = {}
-    sets: list[str] = []
-    columns: list[dict[str, dict[str, float]]] = []
-    for name, start in zip(rows["run"], rows["start_epoch"], strict=True):
-        trunk_name = arms.trunk_run(sweep, str(name))
-        found: dict[str, dict[str, float]] = {}
-        trunk = sweep.runs.get(trunk_name or "")
-        if trunk is not None:
-            for probe_set in kernel_sets(trunk):
-                key = (str(trunk_name), probe_set)
-                if key not in trunk_kernels:
-                    trunk_kernels[key] = trace_kernels(trunk, probe_set)
-                found[probe_set] = _drifts(sweep.runs[str(name)], trunk, trunk_kernels[key], probe_set, float(start))
-        sets += [probe_set for probe_set in found if probe_set not in sets]
-        columns.append(found)
     starts, seeds = rows["start_epoch"].to_numpy(dtype=float), rows["seed"].to_numpy(dtype=int)
+    columns = drifts_of(sweep, zip(rows["run"].astype(str), starts, strict=True))
+    sets = list(dict.fromkeys(probe_set for column in columns for probe_set in column))
     accuracy = rows["test_accuracy"].to_numpy(dtype=float)
     dense = rows["dense_accuracy"].to_numpy(dtype=float) if "dense_accuracy" in rows else np.full(len(rows), np.nan)
     values = {
@@ -211,26 +195,3 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
             "arm": ("arm", [f"start {start:g}, seed {seed}" for start, seed in zip(starts, seeds, strict=True)]),
         },
     )
-
-
-def _drifts(arm: Run, trunk: Run, trunk_kernels: NDArray[np.float64], probe_set: str, start: float) -> dict[str, float]:
-    """Centered distances of one arm on one probe set; those of the branch only where it recorded kernels."""
-    from ..analysis import kernel_distance_centered
-
-    group = path_of("ntk", probe_set, "")
-    at_start = int(np.argmin(np.abs(np.asarray(trunk.epochs(group)) - start)))
-    found = {"remaining": float(kernel_distance_centered(trunk_kernels[at_start], trunk_kernels[-1]))}
-    if probe_set not in kernel_sets(arm):
-        return found
-    kernels = trace_kernels(arm, probe_set)
-    if len(kernels) < 2:
-        return found
-    found["own"] = float(kernel_distance_centered(kernels[0], kernels[-1]))
-    found["apart"] = float(kernel_distance_centered(kernels[-1], trunk_kernels[-1]))
-    if len(kernels) > 2:
-        ramped = start + float(arm.config.get("ramp_epochs", np.nan))
-        epochs = np.asarray(arm.epochs(group), dtype=float)
-        middle = int(np.argmin(np.abs(epochs - ramped))) if np.isfinite(ramped) else 1
-        found["ramp"] = float(kernel_distance_centered(kernels[0], kernels[middle]))
-        found["after"] = float(kernel_distance_centered(kernels[middle], kernels[-1]))
-    return found

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .. import plots
 from .curves import Panel, draw_curves, time_label
+from .gate_patterns import hamming_distances, recorded_gates
 from .recorded import Datasets, by_series, path_of, spread, time_axis, variable
 
 if TYPE_CHECKING:
@@ -39,13 +40,17 @@ class Gates:
 
     def unavailable(self, source: Run, /) -> str | None:
         """Need recorded slopes."""
-        return None if _gates(source)[1] else "no gates are recorded; gate the network and record with the probe gates"
+        return (
+            None
+            if recorded_gates(source)[1]
+            else "no gates are recorded; gate the network and record with the probe gates"
+        )
 
     def measure(self, source: Run, /) -> xr.Dataset:
         """Return mean, least and greatest slope and frozen share [step], and rasters [unit, snapshot]."""
         import xarray as xr
 
-        probe_set, gates = _gates(source)
+        probe_set, gates = recorded_gates(source)
         group = path_of("gates", probe_set, "")
         columns: dict[str, list[NDArray[np.float64]]] = {field: [] for field in FIELDS}
         for gate in gates:
@@ -65,7 +70,7 @@ class Gates:
         )
         raster = {field: values[chosen].T for field, values in whole.items()}
         times = time_axis(source, group)
-        distances = _hamming(source, group, gates)
+        distances = hamming_distances(source, group, gates)
         curves = {
             "hamming_to_start": (distances[:, 0], "mean share of on/off signs that differ from the first snapshot"),
             "hamming_to_end": (distances[:, -1], "mean share of on/off signs that differ from the last snapshot"),
@@ -153,44 +158,6 @@ class Gates:
             ax.set_xlabel(time_label(shown).replace("training time", "snapshot at"))
             ax.set_title(name, loc="left")
         plots.finish(figure)
-
-
-def _gates(run: Run) -> tuple[str, list[str]]:
-    """First probe set with gates, and its gates in recorded order."""
-    if "gates" not in {group.split("/")[0] for group in run.groups()}:
-        return "", []
-    for probe_set in run.sets("gates"):
-        start = path_of("gates", probe_set, "") + "/"
-        found = [
-            name[len(start) : -len("/slope")]
-            for name in run.names()
-            if name.startswith(start) and name.endswith("/slope")
-        ]
-        if found:
-            return probe_set, found
-    return "", []
-
-
-def _hamming(run: Run, group: str, gates: list[str]) -> NDArray[np.float64]:
-    """Hamming distances [S, S] of the on/off signs over all gates, NaN where no pattern is recorded."""
-    from ..analysis import gate_hamming, unpack_pattern
-
-    snapshots = len(run.steps(group))
-    total, weight = np.zeros((snapshots, snapshots)), 0.0
-    for gate in gates:
-        name = path_of(group, gate, "pattern")
-        if name not in run:
-            return np.full((snapshots, snapshots), np.nan)
-        packed = np.asarray(run[name])
-        units = int(run.field(name).attributes["units"])
-        frozen = np.asarray(run[path_of(group, gate, "frozen")]).astype(bool)
-        # The mask per gate: a whole frozen gate has no signs and drops out.
-        live = (~frozen).sum(1) * (units / frozen.shape[1])
-        weights = np.minimum(live[:, None], live[None, :])
-        distance = gate_hamming(unpack_pattern(packed, units), frozen)
-        total = total + np.where(weights > 0, np.nan_to_num(distance) * weights, 0.0)
-        weight = weight + weights
-    return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan)
 
 
 def _moves(dataset: xr.Dataset) -> bool:

@@ -99,6 +99,13 @@ def trace_kernels(run: Run, probe_set: str, snapshots: list[int] | None = None) 
     return kernels
 
 
+def target_columns(targets: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return targets as columns [N, C]: class numbers become one-hot."""
+    if np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1:
+        return np.asarray(targets[:, None] == np.unique(targets)[None], dtype=np.float64)
+    return np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
+
+
 def time_axis(run: Run, group: str) -> dict[str, Any]:
     """Return the coordinates ``step`` and ``epoch`` (NaN where unknown) of a recorded group."""
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .curves import Panel, draw_curves
 from .recorded import (
@@ -16,6 +15,7 @@ from .recorded import (
     kernel_sets,
     path_of,
     spread,
+    target_columns,
     time_axis,
     trace_kernels,
     variable,
@@ -52,7 +52,7 @@ class TargetAlignment:
         from ..analysis import target_alignment
 
         def one(probe_set: str) -> xr.Dataset:
-            targets = _columns(source.targets(probe_set))
+            targets = target_columns(source.targets(probe_set))
             kernels = trace_kernels(source, probe_set)
             return xr.Dataset(
                 {
@@ -89,10 +89,3 @@ class TargetAlignment:
 
 def _sets(run: Run) -> list[str]:
     return [probe_set for probe_set in kernel_sets(run) if path_of("probe_sets", probe_set, "targets") in run]
-
-
-def _columns(targets: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Targets as columns [N, C]: class numbers become one-hot."""
-    if np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1:
-        return np.asarray(targets[:, None] == np.unique(targets)[None], dtype=np.float64)
-    return np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
