@@ -171,11 +171,13 @@ def _groups(study: Study, sources: Sequence[Any], runs: Mapping[str, Run]) -> It
     if study.scope == "sweep":
         yield _Group("", {"sweep": sweep}, sweep=sweep)
         return
-    trunks = [str(name) for name in sweep.table.loc[sweep.table["kind"] == "trunk", "run"]]
+    table = sweep.table
+    # Trunks of interventions before the switch would be a curve each: the study relation is about those.
+    trunks = [str(name) for name in table.loc[(table["kind"] == "trunk") & ~arms.altered(table), "run"]]
     chosen = {name: runs[name] for name in trunks} or dict(runs)
     tasks: dict[str, dict[str, Run]] = {}
     for name, run in chosen.items():
-        tasks.setdefault(str(run.config.get("task", "")), {})[name] = run
+        tasks.setdefault(arms.task_of(run.config), {})[name] = run
     for task, members in sorted(tasks.items()):
         series = _series(members)
         if getattr(study, "with_arms", False) and arms.need(sweep) is None and task in arms.tasks(sweep):

@@ -1,9 +1,13 @@
-"""What a sweep of the nonlinear-advantage protocol holds: its arms by task, survivor rule and start epoch."""
+"""What a sweep of the nonlinear-advantage protocol holds: its arms by task, survivor rule and start epoch.
+
+Arms and trunks with an intervention before the switch are left out of everything but what asks for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +20,16 @@ if TYPE_CHECKING:
 
 NEEDED = ("task", "intervention", "start_epoch", "survivors", "mask", "budget", "data_order", "test_accuracy")
 
-DESIGN = ("task", "intervention", "start_epoch", "survivors", "mask", "budget", "data_order")
+BEFORE = {
+    "rate_before": 1.0,
+    "scale_before": 1.0,
+    "labels_before": "own",
+    "train_before": "all",
+    "anchor_before": 0.0,
+}
+"""Families of interventions before the switch, and the value that is none."""
+
+DESIGN = ("task", "intervention", "start_epoch", "survivors", "mask", "budget", "data_order", *BEFORE)
 """Settings that the protocol itself varies; any other varied setting splits the arms into lines of their own."""
 
 PRIMARY = "common"
@@ -37,6 +50,11 @@ class Line:
         """Return a result [start, seed], NaN where there is no such arm or it diverged."""
         return pivot(self.rows, measure, starts, seeds)
 
+    def by_change(self) -> dict[str, pd.DataFrame]:
+        """Return the rows of each intervention before the switch by its name, those without one under ""."""
+        names = [change_of(row)[1] for row in _settings(self.rows, BEFORE)]
+        return {name: self.rows[[other == name for other in names]] for name in sorted(set(names))}
+
 
 def need(sweep: Sweep) -> str | None:
     """Return why a sweep holds no linearized arms, None where it does."""
@@ -49,10 +67,40 @@ def need(sweep: Sweep) -> str | None:
     return None
 
 
+def task_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of a run's task: its label rule on digit pairs, else the name of its data."""
+    named = [value for value in (settings.get("task"), settings.get("data")) if isinstance(value, str)]
+    return Path(named[0]).name if named else ""
+
+
+def tasks_of(table: pd.DataFrame) -> NDArray[np.str_]:
+    """Return the task of each row of a sweep's table."""
+    return np.array([task_of(row) for row in _settings(table, ("task", "data"))], dtype=np.str_)
+
+
+def change_of(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the family and the name of a run's intervention before the switch, "" twice where it has none.
+
+    >>> change_of({"rate_before": 0.1, "labels_before": "own"})
+    ('rate_before', 'rate_before = 0.1')
+    """
+    changed = {
+        name: value
+        for name, none in BEFORE.items()
+        if (value := settings.get(name, none)) is not None and value == value and value != none
+    }
+    return " and ".join(changed), ", ".join(f"{name} = {_plain(value)}" for name, value in changed.items())
+
+
+def altered(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Return which rows of a sweep's table have an intervention before the switch."""
+    return np.array([bool(change_of(row)[0]) for row in _settings(table, BEFORE)], dtype=np.bool_)
+
+
 def tasks(sweep: Sweep) -> list[str]:
     """Return the tasks that have linearized arms, those first to which nonlinearity is worth most."""
     table = sweep.table
-    names = sorted({str(task) for task in table.loc[table["intervention"] == "linearize", "task"]})
+    names = sorted({str(task) for task in tasks_of(table[table["intervention"] == "linearize"])})
     seeds = seeds_of(sweep)
     worth = {
         task: float(np.mean(reference(sweep, task, "none", seeds)) - np.mean(reference(sweep, task, "linear", seeds)))
@@ -61,13 +109,18 @@ def tasks(sweep: Sweep) -> list[str]:
     return sorted(names, key=lambda task: -worth[task] if np.isfinite(worth[task]) else np.inf)
 
 
-def select(sweep: Sweep, **settings: Any) -> pd.DataFrame:
-    """Return the rows of the table with these settings, accuracies of diverged runs as NaN, in percent."""
+def select(sweep: Sweep, *, task: str, interventions: bool = False, **settings: Any) -> pd.DataFrame:
+    """Return the rows of a task with these settings, accuracies in percent, those of diverged runs as NaN.
+
+    Args: interventions: with the runs that have an intervention before the switch.
+    """
     table = sweep.table
-    chosen = np.ones(len(table), dtype=bool)
+    chosen = tasks_of(table) == task
+    if not interventions:
+        chosen &= ~altered(table)
     for name, value in settings.items():
         chosen &= (table[name] == value).to_numpy()
-    rows = table[chosen].copy()
+    rows: pd.DataFrame = table[chosen].copy()
     failed = rows["diverged"].fillna(0).to_numpy(dtype=float) > 0 if "diverged" in rows else np.zeros(len(rows), bool)
     for name in ("test_accuracy", "dense_accuracy"):
         if name in rows:
@@ -75,10 +128,10 @@ def select(sweep: Sweep, **settings: Any) -> pd.DataFrame:
     return rows
 
 
-def lines(sweep: Sweep, task: str, **settings: Any) -> list[Line]:
+def lines(sweep: Sweep, task: str, *, interventions: bool = False, **settings: Any) -> list[Line]:
     """Return the lines of a task, the primary one first; by default learned masks and equal total epochs."""
     wanted = {"intervention": "linearize", "mask": "learned", "budget": "total"} | settings
-    rows = select(sweep, task=task, **wanted)
+    rows = select(sweep, task=task, interventions=interventions, **wanted)
     others = _varied(sweep, rows)
     found = []
     for key, part in rows.groupby([rows[name].astype(str) for name in ("survivors", *others)], sort=True):
@@ -94,9 +147,23 @@ def lines(sweep: Sweep, task: str, **settings: Any) -> list[Line]:
     return [replace(line, primary=place == 0) for place, line in enumerate(ordered)]
 
 
+def intervened_line(sweep: Sweep, task: str) -> Line | None:
+    """Return the first line of a task with interventions before the switch beside arms without, None where none has.
+
+    Learned masks come first; with interventions the mask may be random, which needs no ramp to be learned.
+    """
+    table = sweep.table
+    present = table[(table["intervention"] == "linearize") & (tasks_of(table) == task)]
+    for mask in sorted(set(present["mask"].astype(str)), key=lambda name: (name != "learned", name)):
+        for line in lines(sweep, task, interventions=True, mask=mask):
+            if len(line.by_change()) > 1 and "" in line.by_change():
+                return line
+    return None
+
+
 def like(sweep: Sweep, task: str, line: Line, **settings: Any) -> pd.DataFrame:
     """Return the linearized arms of a task that share a line's other settings; ``settings`` override the protocol's."""
-    rows = select(sweep, **({"task": task, "intervention": "linearize", "survivors": line.survivors} | settings))
+    rows = select(sweep, task=task, **({"intervention": "linearize", "survivors": line.survivors} | settings))
     for name, value in line.others.items():
         rows = rows[rows[name].astype(str) == value]
     return rows
@@ -109,7 +176,10 @@ def starts_of(rows: Sequence[Line]) -> list[float]:
 
 def first_and_last(sweep: Sweep, task: str) -> dict[str, float]:
     """Return the primary arms of the first and of the last start epoch, run -> start epoch."""
-    line = lines(sweep, task)[0]
+    found = lines(sweep, task)
+    if not found:
+        return {}
+    line = found[0]
     ends = {starts_of([line])[0], starts_of([line])[-1]}
     rows = line.rows.sort_values(["start_epoch", "seed"], kind="stable")
     return {
@@ -151,6 +221,16 @@ def trunk_run(sweep: Sweep, run: str) -> str | None:
         return sweep.trunk_of(run)
     except (KeyError, LookupError, ValueError):
         return None
+
+
+def _settings(table: pd.DataFrame, names: Iterable[str]) -> list[dict[str, Any]]:
+    """These columns of each row, as far as the table has them."""
+    columns = {name: table[name].tolist() for name in names if name in table}
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(table))]
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _varied(sweep: Sweep, rows: pd.DataFrame) -> list[str]:

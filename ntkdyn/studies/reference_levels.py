@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import plots
+from . import arms
 from .curves import time_label, time_of
 from .recorded import KERNEL_NEED, Datasets, kernel_sets, path_of, spread, trace_kernels, variable
 
@@ -164,16 +165,13 @@ def _measure_task(sweep: Sweep, task: str) -> xr.Dataset:
 
 
 def _tasks(sweep: Sweep) -> list[str]:
-    table = sweep.table
-    return sorted({str(task) for task in table["task"]}) if "task" in table else [""]
+    return sorted({str(task) for task in arms.tasks_of(sweep.table)})
 
 
 def _trunks(sweep: Sweep, task: str) -> dict[int, Run]:
-    """Trunks with kernels of a task by seed; of several kinds of trunk the first."""
+    """Trunks with kernels and without intervention of a task by seed; of several kinds of trunk the first."""
     table = sweep.table
-    rows = table[table["kind"] == "trunk"]
-    if task and "task" in table:
-        rows = rows[rows["task"] == task]
+    rows = table[(table["kind"] == "trunk") & (arms.tasks_of(table) == task) & ~arms.altered(table)]
     found: dict[int, Run] = {}
     for name, seed in zip(rows["run"], rows["seed"], strict=True):
         run = sweep.runs[str(name)]
@@ -187,7 +185,8 @@ def _children(sweep: Sweep, task: str) -> list[tuple[Run, float, int]]:
     table = sweep.table
     if "data_order" not in table or "intervention" not in table:
         return []
-    rows = table[(table["task"] == task) & (table["intervention"] == "none") & (table["data_order"] != 0)]
+    sibling = (table["intervention"] == "none") & (table["data_order"] != 0) & ~arms.altered(table)
+    rows = table[sibling & (arms.tasks_of(table) == task)]
     trunks = _trunks(sweep, task)
     found = []
     for name, start, seed in sorted(
