@@ -54,9 +54,14 @@ class Run:
     def targets(self, probe_set: str) -> np.ndarray:
         return self.arrays["/".join(part for part in ("probe_sets", probe_set, "targets") if part)]
 
+    def lazy(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
     def field(self, name: str) -> Field:
         shape = self.arrays[name].shape[1:]
-        return Field(name=name, dims=("gate",), shape=shape, coordinates={"gate": list(GATES)})
+        gate = name.split("/")[-2] if name.endswith("/pattern") else ""
+        facts = {"units": GATES[gate]} if gate else {}
+        return Field(name=name, dims=("gate",), shape=shape, coordinates={"gate": list(GATES)}, attributes=facts)
 
     def attributes(self, group: str) -> Mapping[str, Any]:
         if group == "units":
@@ -83,8 +88,9 @@ def run(
     steps_per_epoch: int | None = 4,
     config: Mapping[str, Any] | None = None,
     first: int = 0,
+    rate: float = 0.4,
 ) -> Run:
-    """A recorded run with all five probes; kernels are paired at dt = 1 step."""
+    """A recorded run with all five probes; kernels are paired at dt = 1 step and move at a rate."""
     generator = np.random.default_rng([seed, snapshots])
     starts = first + 4 * np.arange(snapshots)
     steps = np.sort(np.concatenate([starts, starts + 1]))
@@ -98,7 +104,7 @@ def run(
 
         arrays[path("probe_sets", "targets")] = np.arange(samples) % 2
         arrays[path("ntk", "step")] = arrays[path("outputs", "step")] = arrays[path("gates", "step")] = steps
-        arrays[path("ntk", "kernel")] = kernels(generator, count, samples)
+        arrays[path("ntk", "kernel")] = kernels(generator, count, samples, rate=rate)
         arrays[path("outputs", "accuracy")] = np.linspace(0.1, 0.9, count)
         arrays[path("outputs", "loss")] = np.linspace(2, 0.2, count)[:, None] * np.ones(samples)
         for gate, channels in GATES.items():
@@ -106,6 +112,11 @@ def run(
             arrays[path("gates", f"{gate}/slope")] = slopes * spread
             arrays[path("gates", f"{gate}/frozen")] = slopes * spread >= 1
             arrays[path("gates", f"{gate}/on_rate")] = generator.uniform(size=(count, channels))
+            ends = generator.standard_normal((2, samples, channels))
+            times = (1 - np.exp(-rate * np.arange(count)))[:, None, None]
+            arrays[path("gates", f"{gate}/pattern")] = np.packbits((1 - times) * ends[0] + times * ends[1] > 0, axis=-1)
+    arrays["learning_rate/step"] = steps
+    arrays["learning_rate/sum"] = 1e-3 * steps
     arrays["units/step"] = arrays["path_length/step"] = steps
     channels = np.array(list(GATES.values()))
     arrays["units/active"] = np.tile(channels, (count, 1))
@@ -157,6 +168,21 @@ class Sweep:
         return self.parents[run]
 
 
+def centered_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """1 - cosine of two kernels less their row and column means."""
+    flat = [
+        (kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()).ravel().astype(float)
+        for kernel in (first, second)
+    ]
+    return float(1 - flat[0] @ flat[1] / np.sqrt((flat[0] @ flat[0]) * (flat[1] @ flat[1])))
+
+
+CHANGES = {
+    ("rate_before", 0.1): 0.02, ("rate_before", 3.0): 0.2, ("scale_before", 0.5): 0.15, ("scale_before", 4.0): 0.03,
+    ("labels_before", "parity"): 0.25, ("train_before", "readout"): 0.01, ("anchor_before", 1.0): 0.04,
+}  # fmt: skip
+"""Interventions before the switch, and the rate at which the kernel then moves; without one it is .08."""
+
 DEFAULTS = {
     "task": "sum10", "intervention": "linearize", "start_epoch": 0, "survivors": "common", "mask": "learned",
     "budget": "total", "data_order": 0, "ramp_epochs": 1, "latest_start": 4, "strength": 4.0,
@@ -172,8 +198,16 @@ def sweep(
     samples: int = 10,
     snapshots: int = 7,
     diverged: frozenset[tuple[str, int, int]] = frozenset(),
+    changes: Mapping[tuple[str, Any], float] = {},
+    ratio: float = 40.0,
+    direct: Mapping[str, float] = {},
+    mask: str = "learned",
 ) -> Sweep:
-    """Trunks, arms and controls of two tasks: accuracy rises by ``gaps`` percentage points from first to last start."""
+    """Trunks, arms and controls of two tasks: accuracy rises by ``gaps`` percentage points from first to last start.
+
+    ``changes`` are interventions before the switch at start epoch 2 (as CHANGES), with the given mask: accuracy follows
+    what they move in the trunk's kernel up to there by ``ratio`` points a unit, and ``direct`` points for a family.
+    """
     runs: dict[str, Run] = {}
     kinds: dict[str, str] = {}
     parents: dict[str, str] = {}
@@ -187,12 +221,15 @@ def sweep(
             name.replace("/", "-"), seed=seed + 100 * (task == "first"), samples=samples, config=config,
             snapshots=snapshots if kind == "trunk" or not linear else 2, moving=linear,
             first=0 if kind == "trunk" or not linear else 4 * int(config["start_epoch"]),
+            rate=next((changes[change] for change in changes if settings.get(change[0]) == change[1]), 0.08)
+            if changes else 0.4,
         )  # fmt: skip
         one.seed = seed
         late = config["start_epoch"] / max(starts)
         one.results = {
             "test_accuracy": float("nan") if failed else accuracy / 100,
-            "dense_accuracy": 0.5 + 0.3 * late,
+            "dense_accuracy": 0.5 + 0.3 * late + noises.normal(0, 0.01),
+            "dense_weight_norm": 20.0 + 5.0 * late + noises.normal(0, 0.1),
             "diverged": float(failed),
             "active_units": 4.0,
             "survivor_nonlinearity": 0.25,
@@ -205,7 +242,13 @@ def sweep(
             parents[name] = trunk
         return name
 
+    def drift_before(trunk: str) -> float:
+        """Distance of the trunk's kernel at epoch 2 from its first one."""
+        recorded = runs[trunk].arrays["ntk/test/kernel"]
+        return centered_distance(recorded[0], recorded[runs[trunk].steps("ntk/test").tolist().index(8)])
+
     generator = np.random.default_rng(5)
+    noises = np.random.default_rng(6)
     for task, gap in gaps.items():
         for seed in range(seeds):
             base = 30.0 + 60.0 * (task == "first") + generator.normal(0, 1)
@@ -213,6 +256,15 @@ def sweep(
             trunk = add("trunk", task, seed, base + 56 - 50 * (task == "first"), None, intervention="none")
             for start in starts:
                 add("arm", task, seed, base + gap * start / max(starts) + noise(), trunk, start_epoch=start)
+            before = drift_before(trunk)
+            if mask != "learned" and changes:
+                add("arm", task, seed, base + noise(), trunk, start_epoch=2, mask=mask)
+            for name, value in changes:
+                other = add("trunk", task, seed, base + 40, None, intervention="none", **{name: value})
+                moved = drift_before(other) - before
+                middle = base + gap * 2 / max(starts) if mask == "learned" else base
+                accuracy = middle + ratio * moved + direct.get(name, 0.0) + noise()
+                add("arm", task, seed, accuracy, other, start_epoch=2, mask=mask, **{name: value})
             if not controls:
                 continue
             late = max(starts)

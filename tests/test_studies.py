@@ -164,12 +164,17 @@ def test_advantage_finds_the_gap_that_was_put_in(synthetic: ModuleType, sweep: A
     hard = dataset.sel(task="sum10", line="survivors common")
     assert float(hard["gap"]) == pytest.approx(15, abs=0.7)
     assert bool(hard["primary"])
-    assert not bool(dataset.sel(task="sum10", line="survivors keep")["primary"])
+    assert np.isnan(hard["adjusted_p"])
+    for other in (dataset.sel(task="sum10", line="survivors keep"), dataset.sel(task="first", line="survivors common")):
+        assert not bool(other["primary"])
+        assert float(other["adjusted_p"]) >= float(other["p"])
     verdict = study.verdict({"sweep": dataset})
     assert verdict[0].startswith("sum10")  # nonlinearity is worth most there
     assert "ends higher" in verdict[0]
+    assert "primary comparison, sign flips p = " in verdict[0]
     assert "first" in verdict[1]
-    assert any(line.startswith("Exploratory") for line in study.sentences({"sweep": dataset}))
+    assert "exploratory, adjusted over 15 comparisons p = " in verdict[1]
+    assert sum("primary comparison" in line for line in study.sentences({"sweep": dataset})) == 1
 
 
 def test_a_negative_gap_is_said_as_such(synthetic: ModuleType) -> None:

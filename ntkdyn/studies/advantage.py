@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import plots
 from . import arms
+from .comparisons import NUMBERS, comparisons, words
 from .recorded import Datasets, variable
 
 if TYPE_CHECKING:
@@ -52,13 +53,14 @@ class Advantage:
         starts = arms.starts_of([line for lines in found.values() for line in lines])
         accuracy = np.full((len(names), len(labels), len(starts), len(seeds)), np.nan)
         diverged = np.zeros_like(accuracy)
-        primary = np.zeros((len(names), len(labels)), dtype=bool)
+        main = np.zeros((len(names), len(labels)), dtype=bool)
         intervals = np.full((len(names), len(labels), len(starts), 3), np.nan)
-        gaps = np.full((len(names), len(labels), 8), np.nan)
+        gaps = np.full((len(names), len(labels), 8 + len(NUMBERS)), np.nan)
+        judged = comparisons(source)
         for i, task in enumerate(names):
             for line in found[task]:
                 j = labels.index(line.label)
-                primary[i, j] = line.primary
+                main[i, j] = line.primary
                 accuracy[i, j] = line.values("test_accuracy", starts, seeds)
                 diverged[i, j] = np.nan_to_num(line.values("diverged", starts, seeds))
                 for k in range(len(starts)):
@@ -73,6 +75,7 @@ class Advantage:
                 gaps[i, j] = (
                     *(gap.mean, gap.low, gap.high, gap.n, gap.diverged, test.p),
                     *(starts[own[0]], starts[own[-1]]),
+                    *judged[task, line.label].numbers,
                 )
         references = {
             name: np.stack([arms.reference(source, task, intervention, seeds) for task in names])
@@ -84,7 +87,7 @@ class Advantage:
             {
                 "accuracy": variable((*line_dims, "start_epoch", "seed"), accuracy, "percent", "final test accuracy"),
                 "diverged": variable((*line_dims, "start_epoch", "seed"), diverged, "1", "1 where the run diverged"),
-                "primary": variable(line_dims, primary, "1", "the primary comparison; the others are exploratory"),
+                "main": variable(line_dims, main, "1", "the task's first line, to which its controls belong"),
                 **{
                     f"accuracy_{name}": variable((*line_dims, "start_epoch"), intervals[..., place], "percent", text)
                     for place, (name, text) in enumerate(
@@ -103,6 +106,7 @@ class Advantage:
                             ("equivalence_p", "1", "p of two one-sided tests against the margin"),
                             ("early", "epoch", "start of the early arm"),
                             ("late", "epoch", "start of the late arm"),
+                            *((name, unit, text) for name, (unit, text) in NUMBERS.items()),
                         )
                     )
                 },
@@ -122,7 +126,7 @@ class Advantage:
         )
 
     def verdict(self, datasets: Datasets, /) -> list[str]:
-        """Say the primary comparison of each task, the hardest task first."""
+        """Say the gap of each task's first line, the hardest task first; one of them is the primary comparison."""
         from ..analysis.advantage import difficulty, verdict
 
         lines = []
@@ -135,25 +139,24 @@ class Advantage:
                 for name in ("reference_relu", "reference_linear")
             )
             worth = {task: value for task, value in difficulty(relu, linear).items() if np.isfinite(value)}
-            for task, line, gap, test in sorted(
-                _comparisons(dataset, primary=True), key=lambda item: -worth.get(item[0], 0.0)
-            ):
+            for task, line, gap, test in sorted(_gaps(dataset, main=True), key=lambda item: -worth.get(item[0], 0.0)):
                 value = f"; nonlinearity is worth {worth[task]:.1f} points there" if task in worth else ""
                 start = dataset.sel(task=task, line=line)
                 lines.append(
                     f"{task} ({line}{value}), start at epoch {float(start['late']):g} against "
-                    f"{float(start['early']):g}: {verdict(gap, test)}."
+                    f"{float(start['early']):g}: {verdict(gap, test)}{_judged(start)}."
                 )
         return lines
 
     def sentences(self, datasets: Datasets, /) -> list[str]:
-        """Say the verdict, then the other lines, marked as exploratory, and the references."""
+        """Say the verdict, then the gaps of the other lines and the references."""
         from ..analysis.advantage import verdict
 
         lines = self.verdict(datasets)
         for dataset in datasets.values():
-            for task, line, gap, test in _comparisons(dataset, primary=False):
-                lines.append(f"Exploratory, {task} ({line}): {verdict(gap, test)}.")
+            for task, line, gap, test in _gaps(dataset, main=False):
+                judged = _judged(dataset.sel(task=task, line=line))
+                lines.append(f"{task} ({line}): {verdict(gap, test)}{judged}.")
             for task in dataset["task"].values:
                 chosen = dataset.sel(task=task)
                 words = [
@@ -196,14 +199,14 @@ class Advantage:
         plots.finish(figure)
 
 
-def _comparisons(dataset: xr.Dataset, *, primary: bool) -> Iterator[tuple[str, str, Interval, Equivalence]]:
+def _gaps(dataset: xr.Dataset, *, main: bool) -> Iterator[tuple[str, str, Interval, Equivalence]]:
     """Task, line, gap and equivalence test of every line with a gap."""
     from ..analysis.advantage import EQUIVALENCE_MARGIN, Equivalence, Interval
 
     for task in dataset["task"].values:
         for line in dataset["line"].values:
             one = dataset.sel(task=task, line=line)
-            if bool(one["primary"]) is not primary or not np.isfinite(float(one["early"])):
+            if bool(one["main"]) is not main or not np.isfinite(float(one["early"])):
                 continue
             if float(one["early"]) == float(one["late"]):
                 continue
@@ -211,6 +214,10 @@ def _comparisons(dataset: xr.Dataset, *, primary: bool) -> Iterator[tuple[str, s
             n, p = int(one["gap_n"]), float(one["equivalence_p"])
             gap = Interval(mean, low, high, n, int(one["gap_diverged"]))
             yield str(task), str(line), gap, Equivalence(bool(p < 0.05), p, EQUIVALENCE_MARGIN, n)
+
+
+def _judged(one: xr.Dataset) -> str:
+    return words([float(one[name]) for name in NUMBERS])
 
 
 def _mean(values: np.ndarray) -> float:

@@ -8,10 +8,10 @@ import numpy as np
 
 from .. import plots
 from . import arms
+from .comparisons import INTERACTION, NUMBERS, by_seed, comparisons, contrasts, control_arms, words
 from .recorded import Datasets, Table, variable
 
 if TYPE_CHECKING:
-    import pandas as pd
     import xarray as xr
     from matplotlib.figure import Figure
 
@@ -26,16 +26,13 @@ MEASURES = {
     "weighted_napl": ("units per path", "normalized average path length weighted by |1 - slope|"),
 }
 
-CONTRASTS = (
-    ("learned: late - early", "learned, late", "learned, early"),
-    ("random: late - early", "random, late", "random, early"),
-    ("late mask from start - learned early", "late mask, early", "learned, early"),
-    ("late path from start - learned early", "late path, early", "learned, early"),
-    ("learned late - late mask from start", "learned, late", "late mask, early"),
-    ("equal epochs after switch: late - early", "after switch, late", "after switch, early"),
-)
-
-INTERACTION = "interaction: learned - random"
+CONTRAST_NUMBERS = {
+    "mean": ("percentage points", "paired difference, mean"),
+    "low": ("percentage points", "lower end of its 95 % interval"),
+    "high": ("percentage points", "upper end of its 95 % interval"),
+    "n": ("seeds", "pairs"),
+    **NUMBERS,
+}
 
 
 class Controls:
@@ -56,7 +53,7 @@ class Controls:
         if reason is not None:
             return reason
         for task in arms.tasks(source):
-            if len(_arms(source, task)) > 2:
+            if len(control_arms(source, task)) > 2:
                 return None
         return "the sweep has no control arm; add arms with mask = random, late or late-path, or other survivors"
 
@@ -64,10 +61,10 @@ class Controls:
         """Return results [task, arm, seed] and paired differences [task, contrast]."""
         import xarray as xr
 
-        from ..analysis.advantage import interaction, mean_interval, paired_gap
+        from ..analysis.advantage import mean_interval
 
         names, seeds = arms.tasks(source), arms.seeds_of(source)
-        found = {task: _arms(source, task) for task in names}
+        found = {task: control_arms(source, task) for task in names}
         # The order of the task with most arms: others only lack some.
         fullest = sorted(found.values(), key=len, reverse=True)
         labels = list(dict.fromkeys(label for parts in fullest for label in parts))
@@ -75,30 +72,23 @@ class Controls:
         for i, task in enumerate(names):
             for label, rows in found[task].items():
                 for measure, values in measured.items():
-                    values[i, labels.index(label)] = _by_seed(rows, measure, seeds)
+                    values[i, labels.index(label)] = by_seed(rows, measure, seeds)
         accuracy = measured["test_accuracy"]
         intervals = np.array(
             [[_triple(mean_interval(accuracy[i, j])) for j in range(len(labels))] for i in range(len(names))]
         )
 
-        def row(i: int, label: str) -> np.ndarray:
-            return accuracy[i, labels.index(label)] if label in labels else np.full(len(seeds), np.nan)
-
-        survivors = sorted({label.rsplit(",", 1)[0] for label in labels if label.startswith("survivors ")})
-        wanted = [*CONTRASTS, *((f"{rule}: late - early", f"{rule}, late", f"{rule}, early") for rule in survivors)]
-        contrasts: dict[str, list[tuple[float, ...]]] = {}
-        for i in range(len(names)):
-            for label, first, second in wanted:
-                a, b = row(i, first), row(i, second)
-                both = np.isfinite(a + b)
-                gap = paired_gap(a[both], b[both])
-                contrasts.setdefault(label, []).append((*_triple(gap), gap.n))
-            four = [row(i, f"{mask}, {start}") for mask in ("learned", "random") for start in ("late", "early")]
-            all_there = np.isfinite(sum(four))
-            gap = interaction(*(part[all_there] for part in four))
-            contrasts.setdefault(INTERACTION, []).append((*_triple(gap), gap.n))
-        kept = [label for label, rows in contrasts.items() if any(entry[3] for entry in rows)]
-        table = np.array([contrasts[label] for label in kept]).reshape(len(kept), len(names), 4).transpose(1, 0, 2)
+        judged = comparisons(source)
+        differences = {task: contrasts(source, task, seeds) for task in names}
+        kept = list(dict.fromkeys(label for task in names for label in differences[task]))
+        # The interaction of all others stands last.
+        kept.sort(key=lambda label: label == INTERACTION)
+        table = np.full((len(names), len(kept), len(CONTRAST_NUMBERS)), np.nan)
+        for i, task in enumerate(names):
+            for label, values in differences[task].items():
+                found_one = mean_interval(values[np.isfinite(values)])
+                numbers = judged[task, label].numbers
+                table[i, kept.index(label)] = (*_triple(found_one), found_one.n, *numbers)
         return xr.Dataset(
             {
                 **{
@@ -113,17 +103,8 @@ class Controls:
                     for place, name in enumerate(("mean", "low", "high"))
                 },
                 **{
-                    f"contrast_{name}": variable(
-                        ("task", "contrast"), table[..., place], unit, f"paired difference, {name}"
-                    )
-                    for place, (name, unit) in enumerate(
-                        (
-                            ("mean", "percentage points"),
-                            ("low", "percentage points"),
-                            ("high", "percentage points"),
-                            ("n", "seeds"),
-                        )
-                    )
+                    f"contrast_{name}": variable(("task", "contrast"), table[..., place], unit, text)
+                    for place, (name, (unit, text)) in enumerate(CONTRAST_NUMBERS.items())
                 },
             },
             coords={
@@ -147,7 +128,8 @@ class Controls:
                     if n < 1:
                         continue
                     interval = f"95 % interval {low:.1f} to {high:.1f}, n = {n}" if n > 1 else "one seed, no interval"
-                    lines.append(f"{task}, {contrast}: {mean:+.1f} points ({interval}).")
+                    judged = words([float(entry[f"contrast_{name}"]) for name in NUMBERS])
+                    lines.append(f"{task}, {contrast}: {mean:+.1f} points ({interval}{judged}).")
                 lines += _mismatch(one, str(task))
         return lines
 
@@ -204,49 +186,6 @@ class Controls:
         if lower:
             axes[2].set_xlabel("survivors' mean |1 - slope| (1)")
         plots.finish(figure)
-
-
-def _arms(sweep: Sweep, task: str) -> dict[str, pd.DataFrame]:
-    """Rows of each kind of arm by a short label; early and late are the first and last start of the primary line."""
-    lines = arms.lines(sweep, task)
-    if not lines:
-        return {}
-    line = lines[0]
-    starts = arms.starts_of([line])
-    early, late = starts[0], starts[-1]
-
-    def rows(start: float, **settings: Any) -> pd.DataFrame:
-        found = arms.like(sweep, task, line, **settings)
-        return found[found["start_epoch"] == start]
-
-    wanted: dict[str, pd.DataFrame] = {}
-    for mask in ("learned", "random"):
-        for when, start in (("early", early), ("late", late)):
-            wanted[f"{mask}, {when}"] = rows(start, mask=mask, budget="total")
-    wanted["late mask, early"] = rows(early, mask="late", budget="total")
-    wanted["late path, early"] = rows(early, mask="late-path", budget="total")
-    wanted["after switch, early"] = rows(early, mask="learned", budget="after-switch")
-    after = rows(late, mask="learned", budget="after-switch")
-    # At the latest start both budget rules are the same training, so a plan need not run it twice.
-    same = len(wanted["after switch, early"]) > 0 and after.empty
-    wanted["after switch, late"] = wanted["learned, late"] if same else after
-    for other in lines[1:]:
-        if dict(other.others) == dict(line.others):
-            for when, start in (("early", early), ("late", late)):
-                wanted[f"survivors {other.survivors}, {when}"] = other.rows[other.rows["start_epoch"] == start]
-    dense = arms.select(sweep, task=task, intervention="none", data_order=0)
-    wanted["ReLU network"] = dense[dense["start_epoch"] == 0]
-    wanted["linear network"] = arms.select(sweep, task=task, intervention="linear")
-    return {label: found for label, found in wanted.items() if len(found)}
-
-
-def _by_seed(rows: pd.DataFrame, measure: str, seeds: list[int]) -> np.ndarray:
-    values = np.full(len(seeds), np.nan)
-    if measure in rows:
-        for seed, value in zip(rows["seed"], rows[measure], strict=True):
-            if int(seed) in seeds:
-                values[seeds.index(int(seed))] = value
-    return values
 
 
 def _triple(interval: Any) -> tuple[float, float, float]:
