@@ -42,7 +42,7 @@ _HOMES = {
     "power": ("correlation_power", "minimum_detectable_effect", "paired_power", "relation_power", "within_power"),
     "randomization": ("max_t", "sign_flip_test"),
     "agreement": ("cochran_q", "pool"),
-    "arm_model": ("arm_models",),
+    "arm_model": ("arm_models", "beyond_start_and_seed"),
     "mediation": ("family_ratio", "fieller", "judge_mediation"),
     "kernel_ridge": ("kernel_ridge_error",),
     "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .alignment import target_alignment as target_alignment
     from .alignment import target_alignment_full as target_alignment_full
     from .arm_model import arm_models as arm_models
+    from .arm_model import beyond_start_and_seed as beyond_start_and_seed
     from .drift import Velocity as Velocity
     from .drift import constant_share as constant_share
     from .drift import distance_matrix as distance_matrix

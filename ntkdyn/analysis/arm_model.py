@@ -40,8 +40,8 @@ class Coefficient:
         low, high: interval over seeds (cluster bootstrap), NaN for fewer than three seeds.
         p: two-sided randomization p, NaN where nothing can be permuted.
         adjusted: p with the greatest |t| of all coefficients of all models as reference.
-        scaled: b times the standard deviation of the regressor beyond start and seed: accuracy points, comparable
-            between regressors.
+        spread: standard deviation of the regressor beyond start and seed; b times it, in accuracy points, can be
+            compared between regressors.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Coefficient:
     high: float
     p: float
     adjusted: float
-    scaled: float
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def arm_models(
 
     All models see the same arms: those that have the accuracy and every regressor of any model. Interval of b:
     bootstrap-t over whole seeds, (b* - b)/se* with cluster-robust standard errors, as the arms of a seed hang
-    together. Randomization test: under the null hypothesis that nothing but the other regressors tells the arms of
+    together; with ten seeds, one of which dominates a regressor, it covers about 91 % in place of 95. Randomization
+    test, which keeps its level there: under the null hypothesis that nothing but the other regressors tells the arms of
     one start and seed apart, the accuracies (less the other regressors' part: Freedman-Lane; exact without any) may
     be permuted within each start and seed; where there is one arm a start and seed, whole seeds are permuted
     instead. The statistic is the t of b with effects of start and seed, or of each pair of them where there are
@@ -147,6 +148,19 @@ def _p(null: FloatArray, observed: float) -> float:
     return float(np.mean(null >= observed * (1 - _TIE))) if np.isfinite(observed) else math.nan
 
 
+def beyond_start_and_seed(start: ArrayLike, seed: ArrayLike, values: ArrayLike) -> FloatArray:
+    """Values [n] less their least-squares effects of start epoch and seed, as the model of the arms sees them.
+
+    Raises: ShapeError: lengths differ.  UndefinedMeasure: a value is not finite.
+    """
+    columns = [np.asarray(column, dtype=np.float64) for column in (start, seed, values)]
+    if any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
+        raise ShapeError(f"beyond_start_and_seed: found shapes {[c.shape for c in columns]}, expected three times [n]")
+    if not np.isfinite(np.stack(columns)).all():
+        raise UndefinedMeasure("beyond_start_and_seed: found NaN or infinity, expected finite values; leave those out")
+    return _Arms(*columns).beyond(columns[2][:, None])[:, 0]
+
+
 class _Arms:
     """Arms without gaps, as positions of start, seed and cell."""
 
@@ -163,7 +177,7 @@ class _Arms:
         self._basis = np.linalg.qr(np.hstack(dummies).astype(np.float64))[0]
 
     def fit(self, matrix: FloatArray, *, confidence: float, resamples: int) -> list[tuple[float, float, float, float]]:
-        """Return b, low, high and b in standard deviations of each column of [n, R]."""
+        """Return b, low, high and the spread beyond start and seed of each column of [n, R]."""
         count = matrix.shape[1]
         undefined = [(math.nan, math.nan, math.nan, math.nan)] * count
         scales = self._scales(matrix)
@@ -188,10 +202,8 @@ class _Arms:
             pivots = (drawn - value) / np.where(errors > 0, errors, np.inf)
             tails = np.quantile(pivots, [0.5 + confidence / 2, 0.5 - confidence / 2], axis=0)
             low, high = value - tails[0] * error, value - tails[1] * error
-        return [
-            (float(value[j] / scales[j]), float(low[j] / scales[j]), float(high[j] / scales[j]), float(value[j]))
-            for j in range(count)
-        ]
+        columns = zip(value / scales, low / scales, high / scales, scales, strict=True)
+        return [(float(b), float(least), float(greatest), float(scale)) for b, least, greatest, scale in columns]
 
     def randomize(self, matrix: FloatArray, shuffled: NDArray[np.int64]) -> list[FloatArray]:
         """Return |t| of each column [1 + permutations], the observed one first; NaN where nothing can be permuted."""
@@ -252,13 +264,17 @@ class _Arms:
         """Columns [n, R] less the means that the randomization keeps."""
         if self.permuted != "seeds":
             return _centered(columns, self._cell)
+        return self.beyond(columns)
+
+    def beyond(self, columns: FloatArray) -> FloatArray:
+        """Columns [n, R] less effects of start and seed."""
         return np.asarray(columns - self._basis @ (self._basis.T @ columns))
 
     def _scales(self, matrix: FloatArray) -> FloatArray | None:
         """Standard deviation of each column beyond start and seed, None where a column has none or follows others."""
         if self.seeds < 2 or len(matrix) < self.starts + self.seeds - 1 + matrix.shape[1]:
             return None
-        spread = np.asarray(matrix - self._basis @ (self._basis.T @ matrix))
+        spread = self.beyond(matrix)
         scales = spread.std(axis=0)
         whole = np.abs(matrix).max(axis=0)
         if (scales <= _COLLINEAR * np.where(whole > 0, whole, 1.0)).any():

@@ -121,7 +121,9 @@ def fieller(numerator: ArrayLike, denominator: ArrayLike, *, confidence: float =
     return Ratio(value, float((cross - half) / square), float((cross + half) / square), n)
 
 
-def family_ratio(accuracy_changes: ArrayLike, drift_changes: ArrayLike, *, confidence: float = 0.95) -> Family:
+def family_ratio(
+    accuracy_changes: ArrayLike, drift_changes: ArrayLike, *, confidence: float = 0.95, mediator: str = "drift"
+) -> Family:
     """Ratio Δaccuracy/Δdrift of one family, over all its interventions and start epochs.
 
     ratio = Σ_c z_c Δacc_c / Σ_c z_c Δdrift_c,  per seed z_c = mean Δdrift_c of the other seeds
@@ -131,7 +133,7 @@ def family_ratio(accuracy_changes: ArrayLike, drift_changes: ArrayLike, *, confi
     scatter within seeds. Interval: Fieller over seeds. Without a clear Δdrift (F < 10) there is no ratio.
 
     Args: accuracy_changes: Δacc [C, S] in accuracy points, cells by seeds, NaN where an arm is missing or diverged.
-        drift_changes: Δdrift [C, S], any unit.
+        drift_changes: Δdrift [C, S], any unit.  mediator: what it is called in the note.
     Raises: ShapeError: shapes differ.
     Source: two-stage least squares with leave-one-out first stage (Angrist, Imbens and Krueger 1999).
     """
@@ -149,7 +151,7 @@ def family_ratio(accuracy_changes: ArrayLike, drift_changes: ArrayLike, *, confi
     moved = strength >= SMALLEST_STRENGTH and math.isfinite(ratio.low)
     note = ""
     if not moved:
-        note = f"drift not moved (F = {max(strength, 0.0):.1f}, {SMALLEST_STRENGTH:g} is needed): ratio undefined"
+        note = f"{mediator} not moved (F = {max(strength, 0.0):.1f}, {SMALLEST_STRENGTH:g} is needed): ratio undefined"
         if ratio.n < 3:
             note = f"{ratio.n} seeds: ratio undefined"
         ratio = Ratio(math.nan, math.nan, math.nan, ratio.n)
@@ -159,7 +161,9 @@ def family_ratio(accuracy_changes: ArrayLike, drift_changes: ArrayLike, *, confi
     return Family(ratio, strength, moved, influence, len(accuracy), left_out, note)
 
 
-def judge_mediation(families: Mapping[str, tuple[ArrayLike, ArrayLike]], *, confidence: float = 0.95) -> Mediation:
+def judge_mediation(
+    families: Mapping[str, tuple[ArrayLike, ArrayLike]], *, confidence: float = 0.95, mediator: str = "drift"
+) -> Mediation:
     """Judge whether all families move accuracy in one proportion to drift.
 
     "Consistent with mediation" needs all of: at least 10 seeds; two families or more with a ratio; an interval over
@@ -169,10 +173,13 @@ def judge_mediation(families: Mapping[str, tuple[ArrayLike, ArrayLike]], *, conf
     (5 %). It is never proof: anything that moves in
     proportion to the drift in every family would do as well.
 
-    Args: families: name -> (Δacc [C, S], Δdrift [C, S]), the same seeds everywhere.
+    Args: families: name -> (Δacc [C, S], Δdrift [C, S]), the same seeds everywhere.  mediator: what stands in place of
+        drift, for the sentences; rivals are judged by the same rule.
     Raises: ShapeError: shapes do not fit.
     """
-    found = {name: family_ratio(*changes, confidence=confidence) for name, changes in families.items()}
+    found = {
+        name: family_ratio(*changes, confidence=confidence, mediator=mediator) for name, changes in families.items()
+    }
     if len({len(family.influence) for family in found.values()}) > 1:
         raise ShapeError(
             f"judge_mediation: found {[len(family.influence) for family in found.values()]} seeds, expected the same "
@@ -188,7 +195,7 @@ def judge_mediation(families: Mapping[str, tuple[ArrayLike, ArrayLike]], *, conf
         return unjudged(f"{seeds} seeds, at least {FEWEST_SEEDS} are needed")
     if len(moved) < 2:
         which = "no family" if not moved else f"only {next(iter(moved))}"
-        return unjudged(f"{which} moved the drift, two families at least are needed to agree")
+        return unjudged(f"{which} moved the {mediator}, two families at least are needed to agree")
     influence = np.stack([family.influence for family in moved.values()])
     together = np.isfinite(influence).all(axis=0)
     n = int(together.sum())
@@ -204,25 +211,25 @@ def judge_mediation(families: Mapping[str, tuple[ArrayLike, ArrayLike]], *, conf
     without = [
         name for name, family in found.items() if not family.moved and _moves_beyond(pooled.value, *families[name])
     ]
-    reasons = tuple(_objections(without, pooled, agreement))
+    reasons = tuple(_objections(without, pooled, agreement, mediator))
     judged = agreement.power >= ADEQUATE_POWER or agreement.p <= agreement.level or pooled.low <= 0 <= pooled.high
     if not reasons:
         reasons = (
             f"consistent with mediation: {len(moved)} families agree and the interval over them excludes 0; anything "
-            f"that moves in proportion to the drift in every family would do as well",
+            f"that moves in proportion to the {mediator} in every family would do as well",
         )
         return Mediation(True, True, found, pooled, agreement, reasons)
     return Mediation(False, judged, found, pooled, agreement, reasons)
 
 
-def _objections(without: Sequence[str], pooled: Pooled, agreement: Agreement) -> list[str]:
-    """What keeps the families from being consistent with mediation; ``without`` moved accuracy and not the drift."""
+def _objections(without: Sequence[str], pooled: Pooled, agreement: Agreement, mediator: str) -> list[str]:
+    """What keeps the families from being consistent with mediation; ``without`` moved accuracy and not the mediator."""
     objections = []
     if pooled.low <= 0 <= pooled.high:
         objections.append("not supported: the interval of the pooled ratio over families includes 0")
     if agreement.p <= agreement.level:
         objections.append(
-            "not supported: the families disagree, so the amount of drift alone is not what moves the accuracy"
+            f"not supported: the families disagree, so the amount of {mediator} alone is not what moves the accuracy"
         )
     elif agreement.power < ADEQUATE_POWER:
         objections.append(
@@ -230,7 +237,7 @@ def _objections(without: Sequence[str], pooled: Pooled, agreement: Agreement) ->
             f"{agreement.power:.0%} only"
         )
     if without:
-        objections.append(f"not supported: {', '.join(without)} moved the accuracy without moving the drift")
+        objections.append(f"not supported: {', '.join(without)} moved the accuracy without moving the {mediator}")
     return objections
 
 

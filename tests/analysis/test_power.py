@@ -46,7 +46,7 @@ def test_the_smallest_effect_has_the_stated_power(seeds: int) -> None:
 def test_the_smallest_effect_is_found_as_often_as_stated() -> None:
     generator = np.random.default_rng(0)
     effect = power.minimum_detectable_effect(6, 3.0)
-    found = [stats.ttest_1samp(generator.normal(effect, 3.0, 6), 0).pvalue < 0.05 for _ in range(2000)]
+    found = stats.ttest_1samp(generator.normal(effect, 3.0, (2000, 6)), 0, axis=1).pvalue < 0.05
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
 
 

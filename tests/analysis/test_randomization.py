@@ -98,16 +98,16 @@ def test_equal_differences_have_an_interval_of_no_width() -> None:
 
 
 def test_errors_over_all_comparisons_stay_below_the_level_and_intervals_cover_together() -> None:
-    # Two true differences and four null ones that share a seed effect; 200 simulations: standard error 1.5 %.
+    # Two true differences and four null ones that share a seed effect; 150 simulations: standard error 1.8 %.
     generator = np.random.default_rng(4)
     truth = np.array([[2.0], [5.0], [0.0], [0.0], [0.0], [0.0]])
     wrong, covered = 0, 0
-    for _ in range(200):
+    for _ in range(150):
         found = randomization.max_t(truth + generator.normal(size=(6, 9)) + generator.normal(size=9))
         wrong += (found.adjusted[2:] <= 0.05).any()
         covered += ((found.low <= truth[:, 0]) & (truth[:, 0] <= found.high)).all()
-    assert wrong / 200 <= 0.08
-    assert covered / 200 >= 0.92
+    assert wrong / 150 <= 0.09
+    assert covered / 150 >= 0.91
 
 
 def test_shapes_and_levels_are_refused() -> None:
