@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def sweep(synthetic: ModuleType) -> Any:
 def test_the_house_brings_all_its_studies() -> None:
     assert set(STUDIES) >= {
         "advantage", "cka", "controls", "drift-gap", "gates", "kernel-distance", "kernel-velocity", "learning-curve",
-        "path-length", "reference-levels", "spectrum", "target-alignment", "units", "width-scaling",
+        "path-length", "reference-levels", "relation", "spectrum", "target-alignment", "units", "width-scaling",
     }  # fmt: skip
 
 
@@ -171,10 +171,75 @@ def test_advantage_finds_the_gap_that_was_put_in(synthetic: ModuleType, sweep: A
     verdict = study.verdict({"sweep": dataset})
     assert verdict[0].startswith("sum10")  # nonlinearity is worth most there
     assert "ends higher" in verdict[0]
-    assert "primary comparison, sign flips p = " in verdict[0]
+    assert "primary comparison by default, as no plan names one, sign flips p = " in verdict[0]
     assert "first" in verdict[1]
     assert "exploratory, adjusted over 15 comparisons p = " in verdict[1]
     assert sum("primary comparison" in line for line in study.sentences({"sweep": dataset})) == 1
+
+
+def _planned(source: Any, of: dict[str, Any], minus: dict[str, Any], margin: float | None) -> Any:
+    """A comparison of two arms of the task sum10 as a plan names it."""
+
+    class Planned(SimpleNamespace):
+        def __str__(self) -> str:
+            return "test_accuracy of a minus b"
+
+    sides = []
+    for settings in (of, minus):
+        wanted = {"task": "sum10", "intervention": "linearize", "budget": "total", "data_order": 0} | settings
+        (folder,) = {
+            name.rsplit("/", 1)[0]
+            for name, run in source.runs.items()
+            if all(run.config[key] == value for key, value in wanted.items())
+        }
+        sides.append(folder)
+    return Planned(measure="test_accuracy", of_runs=sides[0], minus_runs=sides[1], margin=margin)
+
+
+def _one_folder_a_configuration(source: Any) -> Any:
+    """The synthetic runs numbered as a real sweep: seeds of one configuration in one folder."""
+    folders: dict[str, str] = {}
+    names = {}
+    for name, run in source.runs.items():
+        kind = source.kinds[name]
+        key = kind + repr(sorted(run.config.items()))
+        names[name] = f"{folders.setdefault(key, f'{kind}s/{len(folders):012x}')}/{run.seed}"
+    source.runs = {names[name]: run for name, run in source.runs.items()}
+    source.kinds = {names[name]: kind for name, kind in source.kinds.items()}
+    source.parents = {names[name]: names[parent] for name, parent in source.parents.items()}
+    return source
+
+
+def test_the_comparison_that_the_plan_names_is_the_primary_one(synthetic: ModuleType) -> None:
+    source = _one_folder_a_configuration(synthetic.sweep(seeds=6))
+    keep = {"survivors": "keep", "mask": "learned"}
+    source.primary = _planned(source, keep | {"start_epoch": 4}, keep | {"start_epoch": 0}, margin=3.0)
+    study = load_study("advantage")
+    dataset = study.measure(source)
+    assert bool(dataset["primary"].sel(task="sum10", line="survivors keep"))
+    assert not bool(dataset["primary"].sel(task="sum10", line="survivors common"))
+    assert float(dataset["planned_mean"]) == pytest.approx(
+        float(dataset["gap"].sel(task="sum10", line="survivors keep"))
+    )
+    verdict = study.verdict({"s": dataset})
+    assert verdict[0].startswith("sum10 (survivors keep;")
+    assert "no gap beyond 3 points" in verdict[0]
+    assert "primary comparison named in the plan, sign flips p = 0.031" in verdict[0]
+    contrasts = load_study("controls").measure(source)
+    assert int(np.nansum(contrasts["contrast_primary"].sel(task="sum10"))) == 1
+
+
+def test_a_planned_comparison_that_is_no_gap_is_said_by_itself(synthetic: ModuleType) -> None:
+    source = _one_folder_a_configuration(synthetic.sweep(seeds=6))
+    late = {"start_epoch": 4, "survivors": "common"}
+    source.primary = _planned(source, late | {"mask": "learned"}, late | {"mask": "random"}, margin=None)
+    study = load_study("advantage")
+    dataset = study.measure(source)
+    assert not dataset["primary"].values[np.isfinite(dataset["primary"].values)].any()
+    verdict = study.verdict({"s": dataset})
+    assert verdict[0].startswith("Primary comparison named in the plan, test_accuracy of a minus b: +16")
+    assert "n = 6; sign flips p = 0.031)" in verdict[0]
+    assert "exploratory, adjusted over" in verdict[1]
 
 
 def test_a_negative_gap_is_said_as_such(synthetic: ModuleType) -> None:

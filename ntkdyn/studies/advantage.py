@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import plots
 from . import arms
-from .comparisons import NUMBERS, comparisons, words
+from .comparisons import NUMBERS, Comparison, comparisons, p_words, words
 from .recorded import Datasets, variable
 
 if TYPE_CHECKING:
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
     from ..analysis.advantage import Equivalence, Interval
     from ..results import Sweep
+
+
+PLANNED = {
+    "mean": ("percentage points", "planned comparison, mean difference; of a measure that is no accuracy in its unit"),
+    "low": ("percentage points", "lower end of its 95 % interval"),
+    "high": ("percentage points", "upper end of its 95 % interval"),
+    "n": ("seeds", "pairs"),
+    "p": ("1", "p of sign flips over seeds"),
+    "equivalence_p": ("1", "p of two one-sided tests against the planned margin"),
+    "margin": ("percentage points", "planned margin"),
+}
 
 
 class Advantage:
@@ -45,7 +56,7 @@ class Advantage:
         """Return accuracies [task, line, start_epoch, seed], references [task, seed] and gaps [task, line]."""
         import xarray as xr
 
-        from ..analysis.advantage import equivalence, mean_interval, paired_gap
+        from ..analysis.advantage import EQUIVALENCE_MARGIN, equivalence, mean_interval, paired_gap
 
         names, seeds = arms.tasks(source), arms.seeds_of(source)
         found = {task: arms.lines(source, task) for task in names}
@@ -57,6 +68,12 @@ class Advantage:
         intervals = np.full((len(names), len(labels), len(starts), 3), np.nan)
         gaps = np.full((len(names), len(labels), 8 + len(NUMBERS)), np.nan)
         judged = comparisons(source)
+        named = arms.named_comparison(source)
+        margin, planned = EQUIVALENCE_MARGIN, np.full(len(PLANNED), np.nan)
+        if named is not None:
+            if named.measure.endswith("accuracy"):
+                margin = named.margin or margin
+            planned = np.array(_planned(judged["", str(named)], named.margin or np.nan))
         for i, task in enumerate(names):
             for line in found[task]:
                 j = labels.index(line.label)
@@ -71,7 +88,7 @@ class Advantage:
                 # A seed without such an arm is no pair; one whose arm diverged is counted as diverged.
                 pairs = np.isfinite(late + early) | (diverged[i, j, own[-1]] + diverged[i, j, own[0]] > 0)
                 gap = paired_gap(late[pairs], early[pairs])
-                test = equivalence(late[pairs], early[pairs])
+                test = equivalence(late[pairs], early[pairs], margin=margin)
                 gaps[i, j] = (
                     *(gap.mean, gap.low, gap.high, gap.n, gap.diverged, test.p),
                     *(starts[own[0]], starts[own[-1]]),
@@ -116,6 +133,12 @@ class Advantage:
                     )
                     for name, values in references.items()
                 },
+                "margin": variable((), margin, points, "largest difference that counts as no gap, set beforehand"),
+                "planned": variable((), str(named or ""), "1", "the comparison that the plan of the sweep names"),
+                **{
+                    f"planned_{name}": variable((), planned[place], unit, text)
+                    for place, (name, (unit, text)) in enumerate(PLANNED.items())
+                },
             },
             coords={
                 "task": ("task", names),
@@ -126,11 +149,12 @@ class Advantage:
         )
 
     def verdict(self, datasets: Datasets, /) -> list[str]:
-        """Say the gap of each task's first line, the hardest task first; one of them is the primary comparison."""
+        """Say the planned comparison and the gap of each task's first line, the hardest task first."""
         from ..analysis.advantage import difficulty, verdict
 
         lines = []
         for dataset in datasets.values():
+            lines += _planned_words(dataset)
             relu, linear = (
                 {
                     str(task): _mean(values)
@@ -201,7 +225,7 @@ class Advantage:
 
 def _gaps(dataset: xr.Dataset, *, main: bool) -> Iterator[tuple[str, str, Interval, Equivalence]]:
     """Task, line, gap and equivalence test of every line with a gap."""
-    from ..analysis.advantage import EQUIVALENCE_MARGIN, Equivalence, Interval
+    from ..analysis.advantage import Equivalence, Interval
 
     for task in dataset["task"].values:
         for line in dataset["line"].values:
@@ -213,7 +237,31 @@ def _gaps(dataset: xr.Dataset, *, main: bool) -> Iterator[tuple[str, str, Interv
             mean, low, high = (float(one[name]) for name in ("gap", "gap_low", "gap_high"))
             n, p = int(one["gap_n"]), float(one["equivalence_p"])
             gap = Interval(mean, low, high, n, int(one["gap_diverged"]))
-            yield str(task), str(line), gap, Equivalence(bool(p < 0.05), p, EQUIVALENCE_MARGIN, n)
+            yield str(task), str(line), gap, Equivalence(bool(p < 0.05), p, float(one["margin"]), n)
+
+
+def _planned(one: Comparison, margin: float) -> tuple[float, ...]:
+    """Numbers of the planned comparison in the order of ``PLANNED``."""
+    from ..analysis.advantage import equivalence, mean_interval
+
+    gap = mean_interval(one.differences[np.isfinite(one.differences)])
+    same = np.nan
+    if np.isfinite(margin):
+        same = equivalence(one.differences, np.zeros(len(one.differences)), margin=margin).p
+    return (gap.mean, gap.low, gap.high, float(gap.n), one.p, same, margin)
+
+
+def _planned_words(dataset: xr.Dataset) -> list[str]:
+    """Sentence on the planned comparison, where no line's gap is that comparison and says it."""
+    if not str(dataset["planned"].values) or bool((dataset["primary"] == 1).any()):
+        return []
+    mean, low, high, n, p, same, margin = (float(dataset[f"planned_{name}"]) for name in PLANNED)
+    head = f"Primary comparison named in the plan, {dataset['planned'].values!s}"
+    if n < 2:
+        return [f"{head}: {n:.0f} pairs, nothing can be judged."]
+    test = f"; two one-sided tests against {margin:g} {p_words(same)}" if np.isfinite(same) else ""
+    interval = f"95 % interval {low:.3g} to {high:.3g}, n = {n:.0f}"
+    return [f"{head}: {mean:+.3g} ({interval}; sign flips {p_words(p)}{test})."]
 
 
 def _judged(one: xr.Dataset) -> str:

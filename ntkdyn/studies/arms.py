@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,23 @@ PRIMARY = "common"
 """Survivor rule of the primary comparison: survivors at one slope are matched by design, the others are not."""
 
 
+class NamedComparison(Protocol):
+    """The one comparison that a sweep's plan names before its first run; its text says it in words of settings.
+
+    ``of_runs`` and ``minus_runs`` are folders inside the sweep, below which the seeds lie; ``margin`` is the largest
+    difference that counts as none.
+    """
+
+    @property
+    def measure(self) -> str: ...
+    @property
+    def of_runs(self) -> str: ...
+    @property
+    def minus_runs(self) -> str: ...
+    @property
+    def margin(self) -> float | None: ...
+
+
 @dataclass(frozen=True)
 class Line:
     """Arms that differ in start epoch and seed only."""
@@ -54,6 +71,12 @@ class Line:
         """Return the rows of each intervention before the switch by its name, those without one under ""."""
         names = [change_of(row)[1] for row in _settings(self.rows, BEFORE)]
         return {name: self.rows[[other == name for other in names]] for name in sorted(set(names))}
+
+
+def named_comparison(sweep: Sweep) -> NamedComparison | None:
+    """Return the primary comparison of the sweep's plan, None where it names none."""
+    named: NamedComparison | None = getattr(sweep, "primary", None)
+    return named
 
 
 def need(sweep: Sweep) -> str | None:
@@ -114,13 +137,11 @@ def select(sweep: Sweep, *, task: str, interventions: bool = False, **settings: 
 
     Args: interventions: with the runs that have an intervention before the switch.
     """
-    table = sweep.table
-    chosen = tasks_of(table) == task
-    if not interventions:
-        chosen &= ~altered(table)
+    rows: pd.DataFrame = sweep.table
     for name, value in settings.items():
-        chosen &= (table[name] == value).to_numpy()
-    rows: pd.DataFrame = table[chosen].copy()
+        rows = rows[rows[name] == value]
+    rows = rows[tasks_of(rows) == task]
+    rows = rows.copy() if interventions else rows[~altered(rows)].copy()
     failed = rows["diverged"].fillna(0).to_numpy(dtype=float) > 0 if "diverged" in rows else np.zeros(len(rows), bool)
     for name in ("test_accuracy", "dense_accuracy"):
         if name in rows:
@@ -141,8 +162,13 @@ def lines(sweep: Sweep, task: str, *, interventions: bool = False, **settings: A
         found.append(Line(", ".join(words), survivors == PRIMARY, part, survivors, rest))
     if found and not any(line.primary for line in found):
         found[0] = replace(found[0], primary=True)
-    # One primary comparison: of several primary lines (another setting is varied) only the first is.
+    # One primary line: the one that the plan names, else of several (another setting is varied) the first.
     first = next((place for place, line in enumerate(found) if line.primary), 0)
+    named = named_comparison(sweep)
+    if named is not None:
+        folders = (f"{named.of_runs}/", f"{named.minus_runs}/")
+        holds = [line.rows["run"].astype(str).str.startswith(folders).any() for line in found]
+        first = next((place for place, held in enumerate(holds) if held), first)
     ordered = [*found[first : first + 1], *found[:first], *found[first + 1 :]]
     return [replace(line, primary=place == 0) for place, line in enumerate(ordered)]
 

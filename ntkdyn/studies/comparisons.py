@@ -35,7 +35,8 @@ class Comparison:
 
     Attributes:
         differences: [seed], NaN where an arm is missing or diverged.
-        primary: the one comparison that was named beforehand; the others are exploratory.
+        primary: the one comparison that is not adjusted; the others are exploratory.
+        named: the sweep's plan names it; else it is the gap of the first task's first line.
         p: sign flips over seeds, this comparison alone.
         adjusted, low, high: p and simultaneous 95 % interval over all exploratory comparisons of the sweep (max-T);
             NaN for the primary one, which is not adjusted.
@@ -44,6 +45,7 @@ class Comparison:
 
     differences: NDArray[np.float64]
     primary: bool
+    named: bool
     p: float
     adjusted: float
     low: float
@@ -53,13 +55,15 @@ class Comparison:
     @property
     def numbers(self) -> tuple[float, ...]:
         """The values that ``NUMBERS`` names."""
-        return (float(self.primary), self.p, self.adjusted, self.low, self.high, float(self.among))
+        flags = float(self.primary), float(self.named)
+        return (*flags, self.p, self.adjusted, self.low, self.high, float(self.among))
 
 
 def comparisons(sweep: Sweep) -> dict[tuple[str, str], Comparison]:
     """Return (task, label) -> comparison: gaps of all lines, contrasts of the controls, interventions against none.
 
-    Gaps and contrasts that are the same differences under two labels count once.
+    The one that the sweep's plan names has the key ("", its words) too. The same differences under two labels count
+    once.
     """
     from ..analysis import max_t, sign_flip_test
 
@@ -70,7 +74,11 @@ def comparisons(sweep: Sweep) -> dict[tuple[str, str], Comparison]:
             found[task, line.label] = gap(line, seeds)
         found |= {(task, label): values for label, values in contrasts(sweep, task, seeds).items()}
         found |= {(task, label): values for label, values in changes(sweep, task, seeds).items()}
-    primary = next(iter(found.values()), np.array([]))
+    named = arms.named_comparison(sweep)
+    if named is None:
+        primary = next(iter(found.values()), np.array([]))
+    else:
+        primary = found["", str(named)] = named_differences(sweep, named, seeds)
     exploratory: list[NDArray[np.float64]] = []
     for values in found.values():
         if np.isfinite(values).sum() > 1 and not any(_same(values, other) for other in (primary, *exploratory)):
@@ -83,12 +91,15 @@ def comparisons(sweep: Sweep) -> dict[tuple[str, str], Comparison]:
             if joint is not None and _same(values, other):
                 adjusted, low, high = (float(column[place]) for column in (joint.adjusted, joint.low, joint.high))
         p = sign_flip_test(values).p
-        judged[key] = Comparison(values, _same(values, primary), p, adjusted, low, high, len(exploratory))
+        is_primary = _same(values, primary)
+        flags = is_primary, is_primary and named is not None
+        judged[key] = Comparison(values, *flags, p, adjusted, low, high, len(exploratory))
     return judged
 
 
 NUMBERS = {
     "primary": ("1", "1 for the primary comparison; the others are exploratory"),
+    "named": ("1", "1 where the plan of the sweep names it"),
     "p": ("1", "p of sign flips over seeds, this difference alone"),
     "adjusted_p": ("1", "p adjusted over all exploratory comparisons of the sweep (max-T)"),
     "adjusted_low": ("percentage points", "lower end of its simultaneous 95 % interval"),
@@ -103,9 +114,10 @@ def words(numbers: Sequence[float]) -> str:
 
     Args: numbers: in the order of ``NUMBERS``.
     """
-    primary, p, adjusted, low, high, among = (float(number) for number in numbers)
+    primary, named, p, adjusted, low, high, among = (float(number) for number in numbers)
     if primary:
-        return "; primary comparison" + (f", sign flips {p_words(p)}" if np.isfinite(p) else "")
+        whose = "named in the plan" if named else "by default, as no plan names one"
+        return f"; primary comparison {whose}" + (f", sign flips {p_words(p)}" if np.isfinite(p) else "")
     if not np.isfinite(adjusted):
         return "; exploratory"
     ends = f"{low:.1f} to {high:.1f}" if np.isfinite([low, high]).all() else "unbounded with so few seeds"
@@ -119,6 +131,19 @@ def p_words(p: float) -> str:
     ('p = 0.012', 'p < 0.001')
     """
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def named_differences(sweep: Sweep, named: arms.NamedComparison, seeds: Sequence[int]) -> NDArray[np.float64]:
+    """Return the differences [seed] that a plan names; accuracies in points, diverged runs as NaN."""
+    table = sweep.table
+    # Before the difference, as everywhere: the same comparison must be the same to the last digit.
+    scale = 100 if named.measure.endswith("accuracy") else 1
+    sides = []
+    for folder in (named.of_runs, named.minus_runs):
+        rows = table[table["run"].astype(str).str.startswith(f"{folder}/")]
+        values = by_seed(rows, named.measure, seeds)
+        sides.append(np.where(by_seed(rows, "diverged", seeds) > 0, np.nan, scale * values))
+    return np.asarray(sides[0] - sides[1])
 
 
 def gap(line: arms.Line, seeds: Sequence[int]) -> NDArray[np.float64]:
