@@ -221,6 +221,40 @@ def draw_points(x: ArrayLike, y: ArrayLike, *, ax: Axes | None = None, label: st
     )[0]
 
 
+def draw_crosses(
+    x: ArrayLike,
+    x_low: ArrayLike,
+    x_high: ArrayLike,
+    y: ArrayLike,
+    y_low: ArrayLike,
+    y_high: ArrayLike,
+    *,
+    ax: Axes | None = None,
+    label: str = "",
+    index: int = 0,
+) -> Artist:
+    """Draw unconnected points [n] with an interval along both axes; a NaN interval is left out, its point is not."""
+    ax = _axes(ax)
+    columns = [np.asarray(column, dtype=np.float64) for column in (x, x_low, x_high, y, y_low, y_high)]
+    along, across = (
+        np.maximum(np.nan_to_num(np.stack([center - low, high - center]), nan=0.0, posinf=0.0), 0)
+        for center, low, high in (columns[:3], columns[3:])
+    )
+    drawn = ax.errorbar(
+        columns[0],
+        columns[3],
+        xerr=along,
+        yerr=across,
+        color=COLORS[index % len(COLORS)],
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle="none",
+        capsize=1.5,
+        elinewidth=0.6,
+        label=label or None,
+    )
+    return drawn.lines[0]
+
+
 def draw_rows(
     names: Sequence[str],
     mean: ArrayLike,
@@ -231,11 +265,16 @@ def draw_rows(
     label: str = "",
     index: int = 0,
     of: int = 1,
+    place: int | None = None,
 ) -> Artist:
-    """Draw one named row an entry, first on top, with its interval; ``of`` series share each row side by side."""
+    """Draw one named row an entry, first on top, with its interval.
+
+    Args: index: number of the color and marker.  of: series that share each row side by side.  place: number of this
+    one among them, ``index`` by default.
+    """
     ax = _axes(ax)
     center, below, above = (np.asarray(column, dtype=np.float64) for column in (mean, low, high))
-    rows = len(names) - 1 - np.arange(len(names)) - (index - (of - 1) / 2) * 0.5 / max(of, 1)
+    rows = len(names) - 1 - np.arange(len(names)) - ((index if place is None else place) - (of - 1) / 2) * 0.5 / of
     spread = np.maximum(np.nan_to_num(np.stack([center - below, above - center]), nan=0.0), 0)
     there = np.isfinite(center)
     drawn = ax.errorbar(

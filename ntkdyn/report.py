@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ORDER = (
     "advantage",
     "controls",
+    "relation",
     "drift-gap",
     "reference-levels",
     "learning-curve",

@@ -155,6 +155,7 @@ class Sweep:
     runs: dict[str, Run]
     kinds: dict[str, str]
     parents: dict[str, str]
+    primary: Any = None
 
     @property
     def table(self) -> pd.DataFrame:
@@ -242,10 +243,10 @@ def sweep(
             parents[name] = trunk
         return name
 
-    def drift_before(trunk: str) -> float:
-        """Distance of the trunk's kernel at epoch 2 from its first one."""
+    def drift_before(trunk: str, start: int = 2) -> float:
+        """Distance of the trunk's kernel at an epoch from its first one."""
         recorded = runs[trunk].arrays["ntk/test/kernel"]
-        return centered_distance(recorded[0], recorded[runs[trunk].steps("ntk/test").tolist().index(8)])
+        return centered_distance(recorded[0], recorded[runs[trunk].steps("ntk/test").tolist().index(4 * start)])
 
     generator = np.random.default_rng(5)
     noises = np.random.default_rng(6)
@@ -255,15 +256,15 @@ def sweep(
             noise = lambda: generator.normal(0, 0.2)  # noqa: E731
             trunk = add("trunk", task, seed, base + 56 - 50 * (task == "first"), None, intervention="none")
             for start in starts:
-                add("arm", task, seed, base + gap * start / max(starts) + noise(), trunk, start_epoch=start)
-            before = drift_before(trunk)
+                moved = ratio * drift_before(trunk, start) if changes else 0.0
+                add("arm", task, seed, base + gap * start / max(starts) + moved + noise(), trunk, start_epoch=start)
+            middle = base + gap * 2 / max(starts) if mask == "learned" else base
             if mask != "learned" and changes:
-                add("arm", task, seed, base + noise(), trunk, start_epoch=2, mask=mask)
+                accuracy = middle + ratio * drift_before(trunk) + noise()
+                add("arm", task, seed, accuracy, trunk, start_epoch=2, mask=mask)
             for name, value in changes:
                 other = add("trunk", task, seed, base + 40, None, intervention="none", **{name: value})
-                moved = drift_before(other) - before
-                middle = base + gap * 2 / max(starts) if mask == "learned" else base
-                accuracy = middle + ratio * moved + direct.get(name, 0.0) + noise()
+                accuracy = middle + ratio * drift_before(other) + direct.get(name, 0.0) + noise()
                 add("arm", task, seed, accuracy, other, start_epoch=2, mask=mask, **{name: value})
             if not controls:
                 continue

@@ -49,6 +49,7 @@ def test_every_function_makes_a_figure_of_its_own() -> None:
         plots.draw_reference(1.0, low=0.5, high=1.5),
         plots.draw_points([0], [1]),
         plots.draw_rows(["a", "b"], [1, 2], [0, 1], [2, 3]),
+        plots.draw_crosses([1, 2], [0, np.nan], [2, np.nan], [1, 2], [0, -np.inf], [2, np.inf]),
         plots.draw_matrix([0, 1], np.eye(2), label="CKA (1)"),
         plots.draw_raster([0, 1], np.zeros((3, 2)), label="slope (1)", frozen=np.eye(3, 2) > 0, boundaries=[1]),
     ]
@@ -59,6 +60,15 @@ def test_rows_read_from_top_to_bottom(ax: matplotlib.axes.Axes) -> None:
     plots.draw_rows(["first", "last"], [1, 2], [0, 1], [2, 3], ax=ax)
     labels = {text.get_text(): text.get_position()[1] for text in ax.get_yticklabels()}
     assert labels["first"] > labels["last"]
+
+
+def test_series_share_a_row_at_places_of_their_own(ax: matplotlib.axes.Axes) -> None:
+    first, second = (
+        plots.draw_rows(["a"], [1], [0], [2], ax=ax, index=index, of=2, place=index - 5) for index in (5, 6)
+    )
+    heights = [float(line.get_ydata()[0]) for line in (first, second)]
+    assert heights == [0.125, -0.125]
+    assert first.get_color() != second.get_color()
 
 
 def test_panels_are_half_a_page_wide_and_the_legend_is_shared() -> None:
