@@ -248,6 +248,19 @@ def test_a_sweep_over_named_data_is_named_by_it(synthetic: ModuleType, tmp_path:
     assert any(sentence.startswith("pairs.npz (survivors common)") for sentence in found.sentences)
 
 
+def test_kernels_that_are_not_finite_leave_a_gap_and_stop_nothing(synthetic: ModuleType) -> None:
+    source = synthetic.sweep(seeds=3, gaps={"sum10": 5.0}, controls=False)
+    trunk = next(name for name, kind in source.kinds.items() if kind == "trunk")
+    source.runs[trunk].arrays["ntk/test/kernel"][-1] = np.nan
+    found = relation_arms(source, "sum10")
+    assert found is not None
+    broken = np.isnan(found.values["remaining"])
+    assert broken.sum() == 5
+    assert np.isfinite(found.values["before"]).all()
+    for name in ("relation", "drift-gap"):
+        assert load_study(name).sentences({"s": load_study(name).measure(source)})
+
+
 def test_no_trunk_with_kernels(synthetic: ModuleType) -> None:
     source = synthetic.sweep(seeds=2, gaps={"sum10": 5.0}, controls=False)
     for run in source.runs.values():

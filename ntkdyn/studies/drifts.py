@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UndefinedMeasure
 from . import arms
 from .recorded import kernel_sets, path_of, trace_kernels
 
@@ -57,24 +58,32 @@ def snapshot_at(run: Run, group: str, epoch: float) -> int:
 
 def _drifts(arm: Run, trunk: Run, trunk_kernels: NDArray[np.float64], probe_set: str, start: float) -> dict[str, float]:
     """Drifts of one arm on one probe set; those of the branch only where it recorded kernels."""
-    from ..analysis import kernel_distance_centered
-
     group = path_of("ntk", probe_set, "")
     at_start = snapshot_at(trunk, group, start)
     found = {
-        "before": float(kernel_distance_centered(trunk_kernels[0], trunk_kernels[at_start])),
-        "remaining": float(kernel_distance_centered(trunk_kernels[at_start], trunk_kernels[-1])),
+        "before": _distance(trunk_kernels[0], trunk_kernels[at_start]),
+        "remaining": _distance(trunk_kernels[at_start], trunk_kernels[-1]),
     }
     if probe_set not in kernel_sets(arm):
         return found
     kernels = trace_kernels(arm, probe_set)
     if len(kernels) < 2:
         return found
-    found["own"] = float(kernel_distance_centered(kernels[0], kernels[-1]))
-    found["apart"] = float(kernel_distance_centered(kernels[-1], trunk_kernels[-1]))
+    found["own"] = _distance(kernels[0], kernels[-1])
+    found["apart"] = _distance(kernels[-1], trunk_kernels[-1])
     if len(kernels) > 2:
         ramped = start + float(arm.config.get("ramp_epochs", np.nan))
         middle = snapshot_at(arm, group, ramped) if np.isfinite(ramped) else 1
-        found["ramp"] = float(kernel_distance_centered(kernels[0], kernels[middle]))
-        found["after"] = float(kernel_distance_centered(kernels[middle], kernels[-1]))
+        found["ramp"] = _distance(kernels[0], kernels[middle])
+        found["after"] = _distance(kernels[middle], kernels[-1])
     return found
+
+
+def _distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Centered distance, NaN where a kernel has none: a run that diverged, a network that is dead."""
+    from ..analysis import kernel_distance_centered
+
+    try:
+        return float(kernel_distance_centered(first, second))
+    except UndefinedMeasure:
+        return float("nan")

@@ -162,6 +162,7 @@ def _measure_task(found: RelationArms, adjusted: Mapping[str, float]) -> xr.Data
     coefficients, counts = _models(found)
     changes = {change: _change(found, change, adjusted) for group in found.families().values() for change in group}
     ratios, mediation, reasons = _mediation(found)
+    beyond = _beyond(found)
     labels = [
         ", ".join(part for part in (f"start {start:g}", change, f"seed {seed}") if part)
         for start, change, seed in zip(found.start, found.change, found.seed, strict=True)
@@ -171,8 +172,8 @@ def _measure_task(found: RelationArms, adjusted: Mapping[str, float]) -> xr.Data
         "start_epoch": variable("arm", found.start, "epoch", "start of linearization"),
         "accuracy": variable("arm", found.accuracy, "percent", "final test accuracy"),
         **{name: variable("arm", found.values[name], *REGRESSORS[name]) for name in REGRESSORS},
-        "beyond_drift": variable("arm", _beyond(found)[0], "1", "drift less effects of start and seed"),
-        "beyond_accuracy": variable("arm", _beyond(found)[1], POINTS, "accuracy less effects of start and seed"),
+        "beyond_drift": variable("arm", beyond[0], "1", "drift less effects of start and seed"),
+        "beyond_accuracy": variable("arm", beyond[1], POINTS, "accuracy less effects of start and seed"),
     }
     numbers = {
         f"b_{name}": variable(("role", "regressor"), coefficients[..., place], *COEFFICIENT[name])
