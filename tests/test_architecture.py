@@ -21,7 +21,7 @@ FLOORS = {
     "call_sites": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
     "linearization": 3, "plugins": 3, "checkpoint": 3, "theory": 3,
-    "probes": 4, "recorder": 4, "experiment": 4, "plots": 4,
+    "probes": 4, "recorder": 4, "experiment": 4, "plots": 4, "model_file": 4,
     "integrations": 5, "export": 5, "results": 5, "studies": 5, "report": 5, "sweep": 5,
     "glance": 5, "comparison": 5, "preview": 5,
     "commands": 6, "cli": 6, "experiments": 6,

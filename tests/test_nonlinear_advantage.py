@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ntkdyn.checkpoint import Checkpoint, load
 from ntkdyn.configuration import configure
-from ntkdyn.errors import ConfigurationError
+from ntkdyn.errors import ConfigurationError, UnknownName
 from ntkdyn.experiment import Experiment, run_experiment
 from ntkdyn.experiments.advantage_config import AdvantageConfig
 from ntkdyn.experiments.networks import GatedMLP
@@ -443,21 +443,21 @@ def test_own_data_for_the_mlp(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("net.py", "expected file.py:function"),
+        ("net.py", "expected file.py:object"),
         ("absent.py:build", "there is no file"),
-        ("net.py:built", "no function built in"),
-        ("net.py:number", "no function number in"),
+        ("net.py:built", "net.py has no 'built'; did you mean 'build'?"),
+        ("net.py:number", "found a int, expected function(inputs, outputs)"),
         ("net.py:wrong", "found outputs [32, 4], expected [32, 3]"),
         ("net.py:nothing", "found a NoneType, expected a torch.nn.Module"),
         ("net.py:narrow", "its forward pass fails on a batch [32, "),
         ("net.py:failing", "failed: ZeroDivisionError: oops"),
-        ("broken.py:build", "failed: SyntaxError"),
+        ("broken.py:build", "broken.py line 1: SyntaxError"),
     ],
 )
 def test_bad_models_are_named(model: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def build(")
     settings = configure(AdvantageConfig, own(tmp_path, model=str(tmp_path / model)))
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises((ConfigurationError, UnknownName)) as caught:
         run_experiment(NonlinearAdvantage(), settings, seed=0, path=tmp_path / "run")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
