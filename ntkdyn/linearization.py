@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, DivergedTraining
 from .gates import frozen
 from .slope_owner import SLOPE_RANGE, SlopeOwner, SlopeVector, Survivors, toward
 
@@ -80,8 +80,9 @@ class Linearizer(SlopeOwner):
         learning_rate: eta of the slopes, in units of slope per gradient.
         keep_path: remember the slopes of every call of the ramp, see `path`.
 
-    Raises: ConfigurationError: no gates, an impossible count, a setting out of range, or not exactly one of
-        `remaining` and `penalty_weight`.
+    Raises: ConfigurationError: no gates, an impossible count, a slope that is NaN, a setting out of range, or not
+        exactly one of `remaining` and `penalty_weight`.  DivergedTraining: `step` met a slope that became NaN; no slope
+        was moved.
     Source: protocol after Mehmeti-Göpel and Disselhoff 2023 (arXiv 2211.17180); schedule and survivor rules our own.
     """
 
@@ -122,6 +123,11 @@ class Linearizer(SlopeOwner):
         ):
             if not fits or not math.isfinite(value):
                 raise ConfigurationError(f"Linearizer: {name} is {value}; expected a positive number")
+        if spoilt := self._gates_with_nan(self._slopes.values()):
+            raise ConfigurationError(
+                f"Linearizer: found slopes that are NaN in gate {spoilt}, expected numbers; load a checkpoint "
+                "from before training diverged"
+            )
         self._exact = remaining is not None
         self.target = 0 if remaining is None else self._slopes.target(remaining, "Linearizer")
         self.rule = rule
@@ -141,6 +147,11 @@ class Linearizer(SlopeOwner):
     def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         linear = self._slopes.frozen()
         moved = torch.where(linear, values, values - self.learning_rate * gradients).clamp(*SLOPE_RANGE)
+        if spoilt := self._gates_with_nan(moved):
+            raise DivergedTraining(
+                f"Linearizer: slopes of gate {spoilt} became NaN in call {self.calls} of the ramp, expected numbers; "
+                "lower the learning rate of the weights or of the slopes"
+            )
         distance = (1 - moved).abs()
         freeze = torch.zeros_like(linear)
         if self.active > self.target:
@@ -153,6 +164,11 @@ class Linearizer(SlopeOwner):
         if self._rows is not None:
             self._rows.append(moved.clone())
         return moved, freeze
+
+    def _gates_with_nan(self, values: Tensor) -> str:
+        if not bool(values.isnan().any()):
+            return ""
+        return ", ".join(repr(name) for name, _, part in self._slopes.split(values) if bool(part.isnan().any()))
 
     def _choose(self, distance: Tensor, pulled: Tensor, active: Tensor) -> Tensor:
         # Ordered by the distance before the threshold step, which has the same order but no ties where it reaches 0:

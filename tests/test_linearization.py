@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkdyn.conversion import gate_network
-from ntkdyn.errors import ConfigurationError
+from ntkdyn.errors import ConfigurationError, DivergedTraining
 from ntkdyn.gates import gates, nonlinear_units, slopes
 from ntkdyn.linearization import (
     Linearizer,
@@ -235,13 +235,27 @@ def test_slope_in_the_users_optimizer_is_noticed(first: int) -> None:
         train(model, linearizer, torch.optim.Adam(model.parameters()), range(2))
 
 
-def test_divergence_is_no_mistake_of_the_user() -> None:
+def test_slopes_that_become_nan_are_divergence_and_name_their_gate() -> None:
     model = network()
     linearizer = Linearizer(model, remaining=3, steps=4)
-    for _ in range(4):
-        gates(model)["1"].slope.grad = torch.full((10,), torch.nan, dtype=torch.float64)
+    linearizer.step()
+    before = slopes(model)
+    gates(model)["3"].slope.grad = torch.full((10,), torch.nan, dtype=torch.float64)
+    with pytest.raises(DivergedTraining, match=r"slopes of gate '3' became NaN in call 2 of the ramp") as caught:
         linearizer.step()
-    assert nonlinear_units(model).active_total == 3
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], slope) for name, slope in slopes(model).items())
+
+
+def test_slopes_that_are_nan_are_refused_by_their_gate() -> None:
+    model = network()
+    with torch.no_grad():
+        gates(model)["1"].slope[4] = torch.nan
+    with pytest.raises(ConfigurationError, match=r"found slopes that are NaN in gate '1', expected numbers") as caught:
+        Linearizer(model, remaining=3, steps=4)
+    assert "\n" not in str(caught.value)
+    gates(model)["1"].freeze()  # a frozen slope is 1, whatever was there
+    Linearizer(model, remaining=3, steps=4)
 
 
 @pytest.mark.parametrize("order", ["model first", "linearizer first"])
