@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -252,19 +252,53 @@ def evaluate(
 
     ``calibration`` re-estimates the statistics of BatchNorm on that batch first, on a clone.
     """
+    device = _device(model)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, len(data), batch_size):
+            inputs, targets = data[first : first + batch_size]
+            yield inputs.to(device), targets.to(device)
+
+    return evaluate_batches(model, batches(), loss=loss, calibration=calibration)
+
+
+def evaluate_batches(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    *,
+    loss: Loss = functional.cross_entropy,
+    calibration: Any = None,
+) -> tuple[float, float]:
+    """Return accuracy and mean loss over batches (inputs, targets), as ``evaluate``.
+
+    The accuracy is the arg max over axis 1, over all positions where there are further axes, and NaN where the targets
+    are no class numbers of such outputs.
+
+    Raises: ConfigurationError: there is no batch.
+    """
     twin = structural_clone(model)
     twin.eval()
     if calibration is not None and has_running_norms(twin):
         reestimate(twin, calibration, default_forward)
-    device = _device(twin)
-    right, total = 0, 0.0
+    right, positions, samples, total = 0, 0, 0, 0.0
     with torch.no_grad():
-        for first in range(0, len(data), batch_size):
-            inputs, targets = (part.to(device) for part in data[first : first + batch_size])
+        for inputs, targets in batches:
             outputs = default_forward(twin, inputs)
-            right += int((outputs.argmax(dim=1) == targets).sum())
+            if has_classes(outputs, targets):
+                right += int((outputs.argmax(dim=1) == targets).sum())
+                positions += targets.numel()
             total += float(loss(outputs, targets)) * len(targets)
-    return right / len(data), total / len(data)
+            samples += len(targets)
+    if not samples:
+        raise ConfigurationError("evaluation: found no batch, expected at least one")
+    return right / positions if positions else math.nan, total / samples
+
+
+def has_classes(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether targets [N, ...] are class numbers of outputs [N, C, ...]."""
+    if targets.is_floating_point() or outputs.dim() < 2 or outputs.shape[1] < 2:
+        return False
+    return targets.shape == outputs.shape[:1] + outputs.shape[2:]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -21,6 +21,7 @@ from ntkdyn.experiment import (
     RecorderFactory,
     adam,
     evaluate,
+    evaluate_batches,
     fit,
     linear_tail,
     run_experiment,
@@ -290,6 +291,26 @@ def test_an_experiment_without_a_recorder_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match="experiment toy: recorded nothing"):
         run_experiment(Silent(), Settings(), seed=0, path=tmp_path / "run")
+
+
+def test_evaluation_over_batches_of_any_targets() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 3), torch.arange(9) % 2
+    model = nn.Linear(3, 2)
+    whole = evaluate(model, Dataset(x, y, 2))
+    parts = evaluate_batches(model, [(x[:4], y[:4]), (x[4:], y[4:])])
+    assert parts[0] == whole[0]
+    assert parts[1] == pytest.approx(whole[1], rel=1e-6)
+    accuracy, loss = evaluate_batches(model, [(x, x[:, :2])], loss=functional.mse_loss)
+    assert math.isnan(accuracy)
+    assert loss == pytest.approx(functional.mse_loss(model(x), x[:, :2]).item())
+    # Class numbers at every position: outputs [N, C, L], targets [N, L].
+    long = nn.Conv1d(3, 2, 1)
+    sequence, places = torch.randn(4, 3, 5), torch.randint(2, (4, 5))
+    accuracy, _ = evaluate_batches(long, [(sequence, places)])
+    assert accuracy == (long(sequence).argmax(1) == places).double().mean().item()
+    with pytest.raises(ConfigurationError, match="evaluation: found no batch, expected at least one"):
+        evaluate_batches(model, [])
 
 
 def test_experiments_need_no_sklearn() -> None:
