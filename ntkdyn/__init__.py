@@ -20,6 +20,7 @@ _HOMES = {
     "gates": ("Gate", "slopes", "nonlinear_units", "slope_penalty", "freeze_linear"),
     "linearization": ("Linearizer",),
     "paths": ("PathLengths", "path_lengths", "average_path_length"),
+    "posttraining": ("Linearized", "linearize"),
     "probe": ("Bands", "Field", "Probe", "Snapshot"),
     "recorder": ("Recorder", "Watch", "measure"),
     "datasets": ("probe_batch",),
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from .paths import PathLengths as PathLengths
     from .paths import average_path_length as average_path_length
     from .paths import path_lengths as path_lengths
+    from .posttraining import Linearized as Linearized
+    from .posttraining import linearize as linearize
     from .probe import Bands as Bands
     from .probe import Field as Field
     from .probe import Probe as Probe

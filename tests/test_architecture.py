@@ -23,7 +23,7 @@ FLOORS = {
     "linearization": 3, "plugins": 3, "checkpoint": 3, "theory": 3,
     "probes": 4, "recorder": 4, "experiment": 4, "plots": 4, "model_file": 4,
     "integrations": 5, "export": 5, "results": 5, "studies": 5, "report": 5, "sweep": 5,
-    "glance": 5, "comparison": 5, "preview": 5,
+    "glance": 5, "comparison": 5, "preview": 5, "posttraining": 5,
     "commands": 6, "cli": 6, "experiments": 6,
 }  # fmt: skip
 SIDEWAYS = {
@@ -37,7 +37,7 @@ SIDEWAYS = {
 THIRD_PARTY = {
     "h5py": {"store"},
     "click": {"cli", "commands"},
-    "matplotlib": {"plots", "studies", "report", "results", "comparison"},
+    "matplotlib": {"plots", "studies", "report", "results", "comparison", "posttraining"},
     "sklearn": {"datasets"},
     "PIL": {"datasets"},
     "pytorch_lightning": {"integrations"},
