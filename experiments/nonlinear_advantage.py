@@ -37,6 +37,14 @@ class NonlinearAdvantage:
         epoch = config.latest_start if config.uses_late_ramp else config.start_epoch
         return config.trunk(), epoch * steps_per_epoch(config)
 
+    def steps(self, config: AdvantageConfig) -> int:
+        """Return how many steps a run takes that starts from its trunk's checkpoint."""
+        origin, per_epoch = self.trunk(config), _steps_per_epoch(config)
+        whole = config.total_epochs * per_epoch
+        if config.uses_late_ramp:  # once for mask or slope path, and then from the start
+            return whole + config.ramp_epochs * per_epoch
+        return whole if origin is None else whole - origin[1]
+
     def run(
         self, config: AdvantageConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
     ) -> Mapping[str, float]:

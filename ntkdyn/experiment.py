@@ -6,11 +6,13 @@ run, and which step of it, a configuration starts from.
 
 from __future__ import annotations
 
+import io
 import math
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -32,6 +34,7 @@ from .recorder.snapshots import has_running_norms, reestimate
 from .recorder.state import initial_state
 from .schedule import log_spaced
 from .store.manifest import read_manifest, refuse_differences
+from .trial import Trial, TrialEnded
 
 DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
 
@@ -42,7 +45,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Experiment(Protocol):
     """One recorded training run for each configuration and seed.
 
-    An experiment that branches also has ``trunk(config) -> (config of the trunk, step) | None``.
+    An experiment that branches also has ``trunk(config) -> (config of the trunk, step) | None``; one that trains by
+    ``fit`` may say with ``steps(config)`` how many steps a run takes that starts from its trunk, for estimates of cost.
     """
 
     name: str
@@ -70,6 +74,7 @@ class RecorderFactory:
         recorder_state: what the recorder must load to continue the run in ``path``, or one from which this branches.
         manifest: further entries of run.json.
         progress: show a progress bar.
+        trial: the run is to end after a few steps, as nothing but its cost is asked for.
         recorders: those made so far.
     """
 
@@ -82,6 +87,7 @@ class RecorderFactory:
     recorder_state: Mapping[str, Any] | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
+    trial: Trial | None = None
     recorders: list[Recorder] = field(default_factory=list)
 
     def __call__(
@@ -110,9 +116,15 @@ class RecorderFactory:
         if users is not None:
             schedule = users
             probes = [replace(probe, schedule=None) if isinstance(probe, Watch) else probe for probe in probes]
+        if self.probes is not None:
+            probes = self.probes
+        if self.trial is not None:
+            self.trial.begin(probes, schedule, sets, total_steps)
+            schedule = self.trial.schedule
+            probes = [replace(probe, schedule=None) if isinstance(probe, Watch) else probe for probe in probes]
         recorder = Recorder(
             model,
-            list(probes if self.probes is None else self.probes),
+            list(probes),
             sets,
             path=self.path,
             schedule=schedule,
@@ -182,6 +194,7 @@ def fit(
     """
     folder = None if factory is None else factory.path / "checkpoints"
     saved_steps = frozenset() if factory is None else factory.checkpoint_steps
+    trial = None if factory is None else factory.trial
     step = first_step
     device = _device(model)
 
@@ -237,6 +250,8 @@ def fit(
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             save()
+            if trial is not None:
+                trial.stepped(recorder)
         bar.update(last_step - bar.n)
 
 
@@ -318,6 +333,7 @@ def run_experiment(
     checkpoint_steps: frozenset[int] = frozenset(),
     start: Checkpoint | None = None,
     parent: str | None = None,
+    plan: str | None = None,
     command: str = "",
     progress: bool = False,
     resume: bool = False,
@@ -329,6 +345,7 @@ def run_experiment(
         probes, schedule, log_spaced: win over the experiment's own choice.
         checkpoint_steps: steps of which ``path/checkpoints/<step>`` is saved.
         start, parent: checkpoint that the run branches from, and its path inside the sweep.
+        plan: hash of the sweep's plan.
         resume: go on with the run in ``path`` from its last checkpoint; a finished one is left as it is. Where there is
             none yet, begin it.
 
@@ -340,6 +357,7 @@ def run_experiment(
         "seed": seed,
         "command": command,
         "parent": parent,
+        "plan": plan,
     }
     factory = RecorderFactory(
         Path(path), probes, schedule, log_spaced, checkpoint_steps, manifest=manifest, progress=progress
@@ -367,6 +385,23 @@ def run_experiment(
         for recorder in factory.recorders:
             recorder.close(status)
     return results
+
+
+def try_run(experiment: Experiment, config: BaseModel, *, seed: int, trial: Trial) -> None:
+    """Begin a run in a temporary folder and end it when the trial has seen enough; nothing of it is kept.
+
+    Raises: what the run raises.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        factory = RecorderFactory(Path(folder) / "run", trial=trial)
+        try:
+            with torch.random.fork_rng(), redirect_stderr(io.StringIO()):
+                experiment.run(config, seed=seed, recorder=factory)
+        except TrialEnded:
+            pass
+        finally:
+            for recorder in factory.recorders:
+                recorder.close("failed")
 
 
 def _go_on(factory: RecorderFactory, run: str) -> None:

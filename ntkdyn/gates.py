@@ -96,7 +96,8 @@ def _derivative(inputs: Tensor, slope: Tensor) -> Tensor:
 def _backward_in_place(upstream: Tensor, inputs: Tensor, slope: Tensor) -> Tensor:
     # The same numbers as by _derivative: one of the two terms is 0. It takes half as long on 128 x 64 numbers.
     positive = torch.ops.aten.threshold_backward(upstream, inputs, 0)
-    return positive.addcmul_(upstream - positive, slope)
+    result: Tensor = positive.addcmul_(upstream - positive, slope)
+    return result
 
 
 # One node in a traced graph: the axis arithmetic above needs the number of dimensions, which tracing does not know.

@@ -16,19 +16,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = {
-    "errors": 0, "progress": 0,
+    "errors": 0, "progress": 0, "plan_hash": 0,
     "probe": 1, "gates": 1, "configuration": 1, "schedule": 1, "clone": 1, "conversion": 1,
-    "call_sites": 1,
+    "call_sites": 1, "primary": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
     "linearization": 3, "plugins": 3, "checkpoint": 3, "theory": 3,
-    "probes": 4, "recorder": 4, "experiment": 4, "plots": 4, "model_file": 4,
+    "probes": 4, "recorder": 4, "experiment": 4, "plots": 4, "trial": 4, "model_file": 4,
     "integrations": 5, "export": 5, "results": 5, "studies": 5, "report": 5, "sweep": 5,
     "glance": 5, "comparison": 5, "preview": 5, "posttraining": 5,
     "commands": 6, "cli": 6, "experiments": 6,
 }  # fmt: skip
 SIDEWAYS = {
     ("cli", "commands"), ("studies", "results"), ("report", "studies"), ("report", "results"), ("sweep", "results"),
-    ("experiment", "recorder"), ("export", "results"),
+    ("experiment", "recorder"), ("experiment", "trial"), ("trial", "recorder"), ("export", "results"),
     ("glance", "results"), ("glance", "studies"), ("comparison", "results"), ("comparison", "studies"),
     ("results", "preview"), ("preview", "results"), ("preview", "glance"),
     ("conversion", "gates"), ("conversion", "clone"),

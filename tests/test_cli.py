@@ -223,6 +223,9 @@ def test_sweep_is_restartable(capsys: pytest.CaptureFixture[str], tmp_path: Path
     code, text, _ = run(capsys, *arguments, "--plan")
     assert code == 0
     assert "2 arms" in text
+    # A trunk of 8 epochs of 2 steps, from which the arms leave at epoch 0 and 2.
+    assert "cost: 3 runs, 44 training steps, about" in text
+    assert "none is named" in text
     assert not out.exists()
     code, text, error = run(capsys, *arguments, "--jobs", "1")
     assert code == 0, error
@@ -247,6 +250,38 @@ def test_sweep_is_restartable(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert sweep.trunk_of(arm) == sweep.table.run[0]
     distances = sweep.analyze("kernel_distance")
     assert {"settings", "seed"} <= set(distances.dims)
+
+
+def test_a_sweep_is_confirmed_on_fresh_seeds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, file = tmp_path / "sweep", tmp_path / "plan.toml"
+    file.write_text(
+        "seeds = 1\n[plan.primary]\nmeasure = 'test_accuracy'\nof = {start_epoch = 2}\nminus = {start_epoch = 0}\n"
+        "where = {intervention = 'linearize'}\n"
+    )
+    arguments = ["sweep", "nonlinear-advantage", *SMALL, "--over", "start_epoch=0,2", "--config", file, "--out", out]
+    code, _, error = run(capsys, *arguments, "--confirm")
+    assert code == 2
+    assert "run it without --confirm first" in one_line(error)
+    assert not out.exists()
+    code, text, error = run(capsys, *arguments, "--jobs", "1")
+    assert code == 0, error
+    code, text, error = run(capsys, *arguments, "--confirm", "--plan")
+    assert code == 0, error
+    assert "seeds [1]" in text
+    assert "which used seeds [0]" in text
+    assert "primary comparison: test_accuracy of start_epoch=2 minus start_epoch=0" in text
+    assert not (out / "confirmation").exists()
+    code, text, error = run(capsys, *arguments, "--confirm", "--jobs", "1")
+    assert code == 0, error
+    assert f"next: ntkdyn analyze {out / 'confirmation'}" in text
+    file.write_text(file.read_text().replace("seeds = 1", "seeds = [0, 5]"))
+    code, _, error = run(capsys, *arguments, "--confirm")
+    assert code == 2
+    assert "found seeds 0 used already" in one_line(error)
+
+    from ntkdyn import Sweep
+
+    assert set(Sweep.open(out / "confirmation").table.seed) == {1}
 
 
 def test_demo_smoke(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

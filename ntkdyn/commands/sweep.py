@@ -16,11 +16,16 @@ from . import called
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with [settings] and [[grid]] tables.",
+    help="TOML file with [settings], [[grid]] and [plan] tables.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), help="Seeds 0 to N-1; default: the file's, else 1.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, from 0 on; default: the file's, else 1.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; default: the cores of this process.")
-@click.option("--plan", "show", is_flag=True, help="Show what would run, and run nothing.")
+@click.option("--plan", "show", is_flag=True, help="Show what would run, its cost and what it can find; run nothing.")
+@click.option(
+    "--confirm",
+    is_flag=True,
+    help="Repeat the plan of the sweep in --out on fresh seeds, into its folder confirmation.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the sweep; finished runs are kept."
 )
@@ -32,22 +37,29 @@ def sweep(
     seeds: int | None,
     jobs: int | None,
     show: bool,
+    confirm: bool,
     out: Path,
 ) -> None:
     """Run EXPERIMENT for every setting of a grid and every seed; restartable.
 
     Runs that share their dense training share one trunk a seed and branch from its checkpoints.
 
+    The file's [plan] names the one primary comparison, which is hashed with the plan before the first run; all others
+    are exploratory. The same command with --confirm repeats the very plan on seeds that follow the used ones.
+
     \b
     Example:
       ntkdyn sweep nonlinear-advantage --over start_epoch=0,2,4,8,12 --seeds 5 --out runs/starts
-      ntkdyn sweep nonlinear-advantage --over survivors=keep,common --plan --out runs/survivors
+      ntkdyn sweep nonlinear-advantage --config plan.toml --plan --out runs/planned
+      ntkdyn sweep nonlinear-advantage --config plan.toml --confirm --seeds 10 --out runs/planned
     """
-    from ..sweep import make_plan, read_grid, run_sweep
+    from ..sweep import confirmation_of, cores, foresight, make_plan, read_grid, run_sweep
 
     plan = make_plan(experiment, file=config, settings=settings, grid=read_grid(grid), seeds=seeds)
+    if confirm:
+        plan, out = confirmation_of(out, plan, seeds=seeds)
     if show:
-        for line in plan.lines():
+        for line in (*plan.lines(), *foresight(plan, jobs or cores())):
             click.echo(line)
         return
     summary = run_sweep(plan, out, jobs=jobs, command=called(), progress=True)

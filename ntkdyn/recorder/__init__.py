@@ -251,6 +251,11 @@ class Recorder:
         self._recording.finish(results)
 
     @property
+    def probe_seconds(self) -> dict[str, float]:
+        """Seconds that the last snapshot of each probe took, without self-checks and files."""
+        return {one.name: one.seconds for one in self._watches}
+
+    @property
     def closed(self) -> bool:
         """Whether the recording has ended, by ``close`` or an exception."""
         return self._closed

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DamagedRecording, EditedManifest, MissingRecording, UndefinedMeasure, UnknownName
+from ..plan_hash import plan_hash
 from ..plugins import load_study
+from ..primary import PrimaryComparison
 from ..store import files
 from ..store.manifest import read_manifest
 from ..store.reader import files_of
@@ -27,7 +29,8 @@ class Sweep:
     Attributes:
         path: the folder.
         name: its last part.
-        manifest: content of sweep.json: experiment, settings, grids, seeds, hash, plan.
+        manifest: content of sweep.json: experiment, settings, grids, seeds, hash, primary, plan; of a confirmation also
+            confirms, the hash of the plan that it repeats, and explored, the seeds of that sweep.
         runs: the finished runs by their path inside the sweep, opened on first use.
     """
 
@@ -87,6 +90,34 @@ class Sweep:
             results = manifest.get("results") or {}
             rows.append({"kind": kind, "run": name, "seed": manifest.get("seed"), **settings, **results})
         return pd.DataFrame(rows, columns=None if rows else ["kind", "run", "seed"])
+
+    @cached_property
+    def primary(self) -> PrimaryComparison | None:
+        """The comparison that the plan named before the first run, None where it names none.
+
+        Raises: EditedManifest: the plan is not the one that was hashed, or not the one under which a run was made.
+            DamagedRecording: it is no comparison.
+        """
+        entry = self.manifest.get("primary")
+        if entry is None:
+            return None
+        file = self.path / "sweep.json"
+        try:
+            primary = PrimaryComparison.from_json(entry)
+            found = plan_hash(self.manifest["experiment"], self.manifest["plan"], entry)
+        except (TypeError, KeyError) as error:
+            raise DamagedRecording(
+                f"{file}: the primary comparison is none: {type(error).__name__}: {error}; restore it from a copy"
+            ) from None
+        hashes = [(str(self.manifest.get("hash")), "the plan's own hash")]
+        hashes += [(str(run["plan"]), f"that of {name}") for name, run in self._finished.items() if run.get("plan")]
+        for expected, whose in hashes:
+            if expected != found:
+                raise EditedManifest(
+                    f"{file}: found plan {found[:12]}, expected {expected[:12]}, {whose}; the plan was edited after it "
+                    "was hashed, or the run belongs to another sweep; restore them from a copy"
+                )
+        return primary
 
     def trunk_of(self, run: str) -> str | None:
         """Path of the trunk that a run branched from, None where it has none.

@@ -1,0 +1,106 @@
+"""What a sweep will cost and what it can find, told before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..analysis.power import ADEQUATE_POWER, minimum_detectable_effect
+from ..configuration import configure
+from ..experiment import try_run
+from ..plugins import load_experiment
+from ..primary import PrimaryComparison
+from ..trial import Trial
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training steps of all runs, and CPU seconds of one thread for training and for snapshots."""
+
+    steps: int
+    training: float
+    recording: float
+
+
+def estimate(plan: Plan) -> Cost | None:
+    """Estimate a sweep from a few training steps and one snapshot for each trunk, which take a second or two.
+
+    A step of an arm is taken to cost what one of its trunk costs, and each arm to be recorded as often as the trunk's
+    first one. Start-up, evaluation and files are not counted. None where the experiment has no ``steps(config)``.
+
+    Raises: whatever a run would raise before its first step.
+    """
+    experiment = load_experiment(plan.experiment)
+    if not hasattr(experiment, "steps"):
+        return None
+    trials: dict[str, Trial] = {}
+    snapshots: dict[tuple[str, str], dict[str, int]] = {}
+    steps, training, recording = 0, 0.0, 0.0
+    for one in plan.configurations:
+        config, seed = configure(experiment.Config, one.config), plan.seeds[0]
+        # Arms come after their trunks, and so find them tried.
+        origin = one.trunk or one.runs
+        if origin not in trials:
+            trials[origin] = Trial()
+            try_run(experiment, config, seed=seed, trial=trials[origin])
+        if (one.kind, origin) not in snapshots:
+            counted = trials[origin] if one.trunk is None else Trial(only_count=True)
+            if one.trunk is not None:
+                try_run(experiment, config, seed=seed, trial=counted)
+            snapshots[one.kind, origin] = counted.snapshots(one.step)
+        own = experiment.steps(config)
+        steps += own
+        training += own * trials[origin].step_seconds
+        seconds = trials[origin].probe_seconds
+        recording += sum(count * seconds.get(name, 0.0) for name, count in snapshots[one.kind, origin].items())
+    seeds = len(plan.seeds)
+    return Cost(steps * seeds, training * seeds, recording * seeds)
+
+
+def foresight(plan: Plan, jobs: int) -> Iterator[str]:
+    """Say in words what the sweep will cost, and what its primary comparison can find with so many seeds."""
+    cost = estimate(plan)
+    if cost is None:
+        yield f"cost: unknown before the first run; {plan.experiment} does not say how many steps a run takes"
+    else:
+        seconds = cost.training + cost.recording
+        shared = f", {_duration(seconds / jobs)} on {jobs} processes" if jobs > 1 else ""
+        yield (
+            f"cost: {len(plan.runs)} runs, {cost.steps} training steps, about {_duration(seconds)} of one core{shared} "
+            f"(training {_duration(cost.training)}, snapshots {_duration(cost.recording)}; measured just now on a few "
+            "steps; start-up, evaluation and files come on top)"
+        )
+    primary = plan.primary
+    if primary is None:
+        yield "primary comparison: none is named, every difference will be exploratory; name one in [plan]"
+        return
+    yield f"primary comparison: {primary}"
+    if primary.hypothesis:
+        yield f"hypothesis: {primary.hypothesis}"
+    yield f"smallest detectable difference: {_detectable(primary, len(plan.seeds))}"
+    if primary.margin is not None:
+        yield f"equivalence margin: {primary.margin:g} {primary.unit}".rstrip()
+
+
+def _detectable(primary: PrimaryComparison, seeds: int) -> str:
+    effect = minimum_detectable_effect(seeds, primary.deviation or 1.0)
+    if math.isinf(effect):
+        return "none, as one seed allows no test; give --seeds 2 or more"
+    if primary.deviation is None:
+        amount, source = f"{effect:.3g} standard deviations", "for its unit give deviation in [plan]"
+    else:
+        amount, source = f"{effect:.3g} {primary.unit}".rstrip(), f"standard deviation {primary.deviation:g}"
+        if primary.deviation_from:
+            source += f" from {primary.deviation_from}"
+    return f"{amount} with power {ADEQUATE_POWER:g} in a paired t test of {seeds} seeds at level 0.05; {source}"
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "unknown time"
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

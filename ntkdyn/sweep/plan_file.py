@@ -1,0 +1,88 @@
+"""Plan files: the TOML in which a sweep is written down before it runs."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigurationError
+
+Grid = dict[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """What a file says.
+
+    Attributes:
+        settings: of every run.
+        grids: setting -> values.
+        seeds: a number of seeds, a list of them, or None.
+        first_seed: of a number of seeds; None: 0.
+        plan: the table [plan] as it stands, None where there is none.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    grids: tuple[Grid, ...] = ()
+    seeds: int | tuple[int, ...] | None = None
+    first_seed: int | None = None
+    plan: Any = None
+
+
+def read_plan_file(path: Path) -> PlanFile:
+    """Read ``seeds``, ``first_seed``, ``[settings]``, ``[[grid]]`` and ``[plan]``.
+
+    Raises: ConfigurationError: no TOML, other entries, or values of the wrong kind.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: no valid TOML: {error}") from None
+    unknown = sorted(set(content) - {"settings", "grid", "seeds", "first_seed", "experiment", "plan"})
+    if unknown:
+        raise ConfigurationError(
+            f"{path}: found {', '.join(unknown)}, expected seeds, first_seed, [settings], [[grid]] and [plan]; "
+            "put settings of every run under [settings]"
+        )
+    grids = content.get("grid", [])
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+        raise ConfigurationError(f"{path}: grid must be [[grid]] tables of setting = [values]")
+    axes = tuple(
+        {name: tuple(values) if isinstance(values, list) else (values,) for name, values in grid.items()}
+        for grid in grids
+    )
+    seeds, first = _seeds(content.get("seeds"), path), content.get("first_seed")
+    if first is not None and not _is_natural(first):
+        raise ConfigurationError(f"{path}: found first_seed = {first!r}, expected a whole number from 0 on")
+    if first is not None and isinstance(seeds, tuple):
+        raise ConfigurationError(
+            f"{path}: found first_seed = {first} beside a list of seeds, expected one of them; drop first_seed"
+        )
+    return PlanFile(dict(content.get("settings", {})), axes, seeds, first, content.get("plan"))
+
+
+@contextmanager
+def packaged_plan(name: str) -> Iterator[Path]:
+    """Give the path of a plan file that comes with the experiments."""
+    with as_file(files("ntkdyn.experiments") / name) as path:
+        yield path
+
+
+def _seeds(value: Any, path: Path) -> int | tuple[int, ...] | None:
+    if isinstance(value, list):
+        if value and all(_is_natural(seed) for seed in value) and len(set(value)) == len(value):
+            return tuple(value)
+    elif value is None or (_is_natural(value) and value >= 1):
+        return value  # type: ignore[no-any-return]  # checked here
+    raise ConfigurationError(
+        f"{path}: found seeds = {value!r}, expected a whole number from 1 on, or a list of different seeds from 0 on"
+    )
+
+
+def _is_natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,217 @@
+"""Running a sweep: trunks before their arms, over local processes; finished runs are kept."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import load
+from ..configuration import configure
+from ..errors import DamagedRecording, EditedManifest, NtkdynError, RecordingExists
+from ..experiment import run_experiment
+from ..plugins import load_experiment
+from ..progress import progress_bar
+from ..store.files import make_folder, publish, replace
+from ..store.manifest import read_manifest
+from .plan import Plan, PlannedRun
+
+
+@dataclass
+class Summary:
+    """What a call of ``run_sweep`` did: finished and kept runs, failed ones with their error line."""
+
+    finished: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """One line for the user."""
+        return f"{len(self.finished)} runs finished, {len(self.kept)} kept from before, {len(self.failed)} failed"
+
+
+def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = "", progress: bool = False) -> Summary:
+    """Run what is not finished yet, trunks before their arms, one thread a process.
+
+    Args:
+        plan: from ``make_plan``.
+        out: folder of the sweep: new, empty, or holding the same plan.
+        jobs: worker processes; default the cores of this process. One job runs in this process, which so imports
+            everything once.
+        command: the user's command, stored in every run.
+
+    Raises: RecordingExists: ``out`` holds something else; nothing in it was touched.
+    """
+    _claim(plan, out)
+    summary = Summary()
+    pending: list[PlannedRun] = []
+    for run in plan.runs:
+        status = run_status(out / run.run)
+        if status == "finished":
+            summary.kept.append(run.run)
+            continue
+        if status is not None:
+            _set_aside(out / run.run)
+        pending.append(run)
+    finished = set(summary.kept)
+    workers = min(jobs or cores(), max(len(pending), 1))
+    with (
+        progress_bar(len(plan.runs), what="runs", done=len(finished), shown=progress) as bar,
+        _executor(workers) as executor,
+    ):
+        running: dict[Future[str | None], PlannedRun] = {}
+        try:
+            while pending or running:
+                ready = [run for run in pending if run.trunk is None or run.trunk in finished]
+                for run in ready[: workers - len(running)]:
+                    running[executor.submit(_work, plan.experiment, run, str(out), command, plan.hash)] = run
+                    pending.remove(run)
+                for run in [run for run in pending if run.trunk in summary.failed]:
+                    summary.failed[run.run] = f"its trunk {run.trunk} failed"
+                    pending.remove(run)
+                    bar.update()
+                if not running:
+                    continue
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    run = running.pop(future)
+                    error = future.result()
+                    if error is None:
+                        finished.add(run.run)
+                        summary.finished.append(run.run)
+                    else:
+                        summary.failed[run.run] = error
+                    bar.update()
+        finally:
+            for future in running:
+                future.cancel()
+    return summary
+
+
+def run_status(folder: Path) -> str | None:
+    """Status in a run's manifest: "finished", "running", …; None where there is no run.
+
+    Raises: EditedManifest: training it again because of an edit would be for its owner to decide.  NewerRecording.
+    """
+    try:
+        status = read_manifest(folder).get("status")
+    except FileNotFoundError:
+        return "unfinished" if folder.exists() else None
+    except EditedManifest:
+        raise
+    except DamagedRecording:
+        return "damaged"
+    return status if isinstance(status, str) else "damaged"
+
+
+def cores() -> int:
+    """Cores that this process may use; macOS and Windows know only those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _executor(workers: int) -> Iterator[Executor]:
+    """Processes that do many runs each, or for one worker this process."""
+    if workers == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield _Here()
+        finally:
+            torch.set_num_threads(threads)
+        return
+    # spawn, not fork: torch and HDF5 keep threads and locks that a forked child must not inherit.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        yield pool
+
+
+class _Here(Executor):
+    """Does at once, in this process, what is submitted."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **keywords))
+        return future
+
+
+def _start_worker() -> None:
+    # One run a process: more threads would only fight over the cores.
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A worker whose sweep was killed would go on writing where the restarted sweep writes.
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -> str | None:
+    """Do one run and return None or the error's line. What it says goes to log.txt in its folder."""
+    chosen = load_experiment(experiment)
+    folder = Path(out) / run.run
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            run_experiment(
+                chosen,
+                configure(chosen.Config, run.config),
+                seed=run.seed,
+                path=folder,
+                checkpoint_steps=frozenset(run.checkpoint_steps),
+                start=None if run.parent is None else load(Path(out) / run.parent),
+                parent=run.parent,
+                command=command,
+                plan=plan,
+            )
+    except NtkdynError as error:
+        return str(error)
+    except Exception as error:  # a user's model may raise anything; the other runs go on
+        return f"{type(error).__name__}: {error}"
+    finally:
+        if said.getvalue() and folder.is_dir():
+            publish(folder / "log.txt", said.getvalue().encode())
+    return None
+
+
+def _claim(plan: Plan, out: Path) -> None:
+    """Write sweep.json into a new folder, or accept one that holds this very plan."""
+    manifest = out / "sweep.json"
+    if manifest.exists():
+        found = json.loads(manifest.read_bytes()).get("hash")
+        if found != plan.hash:
+            remedy = "choose a new --out"
+            if plan.confirms is not None:
+                remedy = "a plan is confirmed once; go on with the --seeds that it was begun with"
+            raise RecordingExists(
+                f"{out}: holds another sweep (plan {str(found)[:12]}), expected plan {plan.hash[:12]}; "
+                f"nothing was touched; {remedy}"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecordingExists(f"{out}: holds something that is no sweep; nothing was touched; choose a new --out")
+    make_folder(out)
+    publish(manifest, json.dumps(plan.to_json(), indent=1).encode())
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename an unfinished run, so that it is neither lost nor mistaken for a finished one."""
+    for number in itertools.count(1):
+        target = folder.with_name(f"{folder.name}.unfinished-{number}")
+        if not target.exists():
+            replace(folder, target)
+            return
