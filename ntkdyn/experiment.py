@@ -74,6 +74,7 @@ class RecorderFactory:
         recorder_state: what the recorder must load to continue the run in ``path``, or one from which this branches.
         manifest: further entries of run.json.
         progress: show a progress bar.
+        commit_every: seconds for which the recorder gathers snapshots before it commits them.
         trial: the run is to end after a few steps, as nothing but its cost is asked for.
         recorders: those made so far.
     """
@@ -87,6 +88,7 @@ class RecorderFactory:
     recorder_state: Mapping[str, Any] | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
+    commit_every: float = 0.0
     trial: Trial | None = None
     recorders: list[Recorder] = field(default_factory=list)
 
@@ -336,6 +338,7 @@ def run_experiment(
     plan: str | None = None,
     command: str = "",
     progress: bool = False,
+    commit_every: float = 0.0,
     resume: bool = False,
 ) -> Mapping[str, float]:
     """Do one complete run on disk and return its results; torch's global generator is left as it was.
@@ -346,6 +349,7 @@ def run_experiment(
         checkpoint_steps: steps of which ``path/checkpoints/<step>`` is saved.
         start, parent: checkpoint that the run branches from, and its path inside the sweep.
         plan: hash of the sweep's plan.
+        commit_every: seconds for which snapshots are gathered before they are committed, as in ``Recorder``.
         resume: go on with the run in ``path`` from its last checkpoint; a finished one is left as it is. Where there is
             none yet, begin it.
 
@@ -360,7 +364,14 @@ def run_experiment(
         "plan": plan,
     }
     factory = RecorderFactory(
-        Path(path), probes, schedule, log_spaced, checkpoint_steps, manifest=manifest, progress=progress
+        Path(path),
+        probes,
+        schedule,
+        log_spaced,
+        checkpoint_steps,
+        manifest=manifest,
+        progress=progress,
+        commit_every=commit_every,
     )
     parent_state = None if start is None else start.extra.get("recorder")
     if isinstance(parent_state, Mapping):

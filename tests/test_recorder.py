@@ -594,6 +594,7 @@ def test_an_existing_recording_is_refused_untouched(tmp_path: Path) -> None:
         ({"batchnorm": "reestimate"}, ConfigurationError, "expected calibration=inputs"),
         ({"max_overhead": 2}, ConfigurationError, "found max_overhead=2"),
         ({"steps_per_epoch": 0}, ConfigurationError, "found steps_per_epoch=0"),
+        ({"commit_every": -1.0}, ConfigurationError, "found commit_every=-1.0, expected seconds from 0 on"),
     ],
 )
 def test_settings_are_refused_in_one_line(

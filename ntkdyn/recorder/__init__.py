@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -56,6 +57,8 @@ class Recorder:
             "disable" switches the probe off.
         max_overhead: largest share of the wall time that snapshots may take, e.g. 0.1; scheduled ones beyond it are
             skipped and reported at the end.
+        commit_every: seconds for which snapshots are gathered in memory before they are committed together, which costs
+            less than many small commits; a process that is killed loses those. 0: each at once.
         manifest: further entries of run.json.
 
     Under an optimizer every snapshot also has ``learning_rate/value`` and ``learning_rate/sum``: the rate of the last
@@ -85,12 +88,15 @@ class Recorder:
         parameters: Iterable[str] | None = None,
         on_error: OnError = "raise",
         max_overhead: float | None = None,
+        commit_every: float = 0.0,
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
         check_model(model)
         check_choice("on_error", on_error, get_args(OnError))
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ConfigurationError(f"Recorder: found steps_per_epoch={steps_per_epoch}, expected at least 1")
+        if not 0 <= commit_every < math.inf:
+            raise ConfigurationError(f"Recorder: found commit_every={commit_every}, expected seconds from 0 on")
         self.path = Path(path)
         self._budget = Budget(self.path, max_overhead)
         self.step = 0
@@ -113,7 +119,9 @@ class Recorder:
         )
         self._steps_per_epoch = steps_per_epoch
         self._recording = (
-            Recording(self.path, self._sets, self._calibration, dict(manifest or {})) if is_first_process() else None
+            Recording(self.path, self._sets, self._calibration, dict(manifest or {}), commit_every)
+            if is_first_process()
+            else None
         )
         self._rates = LearningRates()
         self._hooks = ExitStack()
@@ -205,6 +213,9 @@ class Recorder:
 
         Save it after the optimizer step, together with model and optimizer.
         """
+        if self._recording is not None:
+            # No checkpoint may be newer than its recording.
+            self._recording.flush()
         # Before the first snapshot of a run that is continued, it is still the one that was loaded.
         run = self._state.run if self._state is not None else self._recording.run if self._recording else None
         return dump_state(run, self.step, self._watches, self._rates.dump())

@@ -39,13 +39,21 @@ class Recording:
         refused when it is opened, unless the run is continued.
     """
 
-    def __init__(self, path: Path, sets: Mapping[str, ProbeSet], calibration: Any, manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        sets: Mapping[str, ProbeSet],
+        calibration: Any,
+        manifest: Mapping[str, Any],
+        commit_every: float = 0.0,
+    ) -> None:
         if not (path / "run.json").exists():
             refuse_occupied(path)
         self.path = path
         self._sets = sets
         self._calibration = calibration
         self._manifest = manifest
+        self._commit_every = commit_every
         self._writer: RunWriter | None = None
         self._declared: set[str] = set()
         self._status: str | None = None
@@ -65,7 +73,7 @@ class Recording:
         """A recording that may go on with the run of this one, which ends here."""
         # Once more where the disk has refused it; else its lock would keep the next one out.
         self.close("finished")
-        return Recording(self.path, self._sets, self._calibration, self._manifest)
+        return Recording(self.path, self._sets, self._calibration, self._manifest, self._commit_every)
 
     def open(self, facts: Mapping[str, Any], *, after: int | None = None, run: str | None = None) -> None:
         """Make the folder; write run.json (entries of the manifest win over facts), probe sets, calibration batch.
@@ -86,7 +94,7 @@ class Recording:
         manifest = own | dict(facts) | dict(self._manifest)
         if after is not None:
             manifest |= {"run": run}
-        self._writer = RunWriter(self.path, manifest, after=after, same=_SAME)
+        self._writer = RunWriter(self.path, manifest, after=after, same=_SAME, commit_every=self._commit_every)
         for line in self._writer.repaired:
             print(f"ntkdyn: {self.path}: repaired: {line}", file=sys.stderr)
         for group, arrays in fixed.items():
@@ -139,6 +147,11 @@ class Recording:
         if in_bands:
             # Bands that the disk refuses are gone, and so are their static fields.
             written(records if done else {})
+
+    def flush(self) -> None:
+        """Commit what has been gathered."""
+        if self._writer is not None and not self._writer.closed:
+            self._writer.flush()
 
     def finish(self, results: Mapping[str, float]) -> None:
         """Store results in run.json."""

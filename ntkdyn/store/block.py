@@ -55,7 +55,7 @@ class Block:
     def costs(self) -> list[float]:
         """Snapshots, seconds and bytes, once it is written."""
         making = sum(rows.seconds for rows in self.rows.values() if isinstance(rows, BandedRow))
-        return [1, (self.seconds or 0.0) + making, self.nbytes]
+        return [len(self.steps), (self.seconds or 0.0) + making, self.nbytes]
 
 
 def fill(file: h5py.File, blocks: Sequence[Block], facts: Facts, check: Callable[[], None]) -> None:

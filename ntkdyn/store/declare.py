@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError, ShapeError
+from ..errors import ConfigurationError, ProbeError, ShapeError
 from ..probe import Field
 from .metadata import dump_json
 from .segment import TEXT, Array, Declaration
@@ -175,3 +176,46 @@ def declared(
     declaration = Declaration(group, checked, merged, stepped)
     _check_together([*(entry for name, entry in known.items() if name != group), declaration])
     return declaration
+
+
+def refuse_other_fields(path: Path, known: Declaration, fields: Sequence[Field]) -> None:
+    """A group that is continued must hold the fields that it had.
+
+    Raises: ConfigurationError: names the field.
+    """
+    before = known.to_json()["fields"]
+    now = declared({}, known.group, fields, {}, stepped=True).to_json()["fields"]
+    names = {entry["name"]: entry for entry in now}
+    for entry in before:
+        other = names.pop(entry["name"], None)
+        if dump_json(other) != dump_json(entry):
+            found = "missing" if other is None else f"{other['dtype']} {other['shape']}"
+            raise ConfigurationError(
+                f"{path}: field '{known.group}/{entry['name']}' was recorded as {entry['dtype']} {entry['shape']}, is "
+                f"now {found} or labeled otherwise; resume with the same probes and sets, or choose another folder"
+            )
+    if names:
+        raise ConfigurationError(
+            f"{path}: field '{known.group}/{next(iter(names))}' is new in a run that is continued; resume with the "
+            "same probes and sets, or choose another folder"
+        )
+
+
+def fitting(declaration: Declaration, field: Field, value: Any) -> Array:
+    """The array in its declared dtype and memory order, the caller's own where it has them.
+
+    Raises: ShapeError, ProbeError: names the field, found, expected.
+    """
+    where = f"field {declaration.path(field)!r}"
+    array = np.asarray(value)
+    if array.shape != field.shape:
+        raise ShapeError(f"{where}: found shape {list(array.shape)}, expected {list(field.shape)} as declared")
+    if field.dtype == TEXT:
+        if not all(isinstance(entry, str) and "\0" not in entry for entry in array.reshape(-1).tolist()):
+            raise ProbeError(f"{where}: found other values, expected text without NUL")
+        return array.astype(str)
+    if not np.can_cast(array.dtype, field.dtype, "same_kind"):
+        raise ProbeError(
+            f"{where}: found dtype {array.dtype}, expected {field.dtype} as declared; declare what is returned"
+        )
+    return np.ascontiguousarray(array.astype(field.dtype, copy=False)).reshape(field.shape)

@@ -24,13 +24,13 @@ from ..errors import (
     MissingRecording,
     ProbeError,
     RecordingExists,
-    ShapeError,
 )
 from ..probe import Bands, Field
 from . import files
 from .bands import BandedRow
 from .block import Block
-from .declare import declared
+from .declare import declared, fitting, refuse_other_fields
+from .gathering import Gathering
 from .lock import NAME as LOCK
 from .lock import Lock, refuse_locked
 from .manifest import encode_manifest, read_manifest, refuse_differences, without_secrets
@@ -50,6 +50,7 @@ class RunWriter:
         after: continue the run that lies there behind this step, on a new branch: later steps are superseded, nothing
             is deleted. What an interruption left half done is repaired first, ``repaired`` says what.
         same: entries of the manifest that must be those of the run that is continued.
+        commit_every: seconds for which snapshots are gathered in memory and then committed together; 0: each at once.
 
     Raises: RecordingExists: the folder holds something; nothing was touched.  LockedRecording: another process writes
         into it.  ConfigurationError: the folder's name, or another configuration than the run's.  MissingRecording,
@@ -57,7 +58,13 @@ class RunWriter:
     """
 
     def __init__(
-        self, path: str | Path, manifest: Mapping[str, Any], *, after: int | None = None, same: Sequence[str] = ()
+        self,
+        path: str | Path,
+        manifest: Mapping[str, Any],
+        *,
+        after: int | None = None,
+        same: Sequence[str] = (),
+        commit_every: float = 0.0,
     ) -> None:
         self.path = Path(path)
         self.repaired: tuple[str, ...] = ()
@@ -67,6 +74,7 @@ class RunWriter:
         self._statics_left: dict[str, dict[str, Array]] = {}
         self._branch: list[int] = []
         self._outbox = Outbox(self.path)
+        self._gathering = Gathering(commit_every)
         self._closed = False
         self._process = os.getpid()
         self._opened = time.monotonic()
@@ -165,7 +173,7 @@ class RunWriter:
         """
         known = self._declarations.get(group)
         if known is not None and self._branch and group in self._written:
-            _refuse_other_fields(self.path, known, fields)
+            refuse_other_fields(self.path, known, fields)
             return
         declaration = declared(self._declarations, group, fields, attributes or {}, stepped=True)
         dump_json(declaration.to_json())
@@ -198,7 +206,7 @@ class RunWriter:
             dtype = TEXT if array.dtype.kind in "UO" else array.dtype.str
             fields.append(Field(name=name, dims=tuple(dims[name]), shape=array.shape, dtype=dtype, static=True))
         declaration = declared(self._declarations, group, fields, attributes or {}, stepped=False)
-        statics = {name: _fitting(declaration, declaration.fields[name], array) for name, array in given.items()}
+        statics = {name: fitting(declaration, declaration.fields[name], array) for name, array in given.items()}
         part = Declaration(group, {name: declaration.fields[name] for name in given}, declaration.attributes, False)
         block = Block(part, (), (), {}, statics)
         self._declarations[group] = declaration
@@ -212,14 +220,14 @@ class RunWriter:
         *,
         seconds: Mapping[str, float] | None = None,
     ) -> bool:
-        """Write what the groups due at this step recorded, as one segment.
+        """Write what the groups due at this step recorded, as one segment, or gather it for one.
 
         Static fields are taken at the group's first commit and not asked for again. Bands are made and written one
         after the other.
 
         Args: seconds: what measuring took, by group; stored beside the sizes.
-        Returns: True when it is committed; False, with one warning, when the disk refuses: the snapshot stays in memory
-            and is tried again at the next commit and at close; one with Bands is given up.
+        Returns: True when it is committed; False while it is gathered and, with one warning, when the disk refuses: the
+            snapshot stays in memory and is tried again at the next commit and at close; one with Bands is given up.
         Raises: What bands raise while they are made; nothing of the step is written then.  ProbeError: an unknown or
             missing field, a second record of one step, or a commit in a forked child.  ShapeError.
         """
@@ -235,12 +243,24 @@ class RunWriter:
         if self._clock_is_late:
             self._opened -= sum(block.seconds or 0.0 for block in blocks)
             self._clock_is_late = False
-        stem = f"seg-0-{int(step):012d}-{int(step):012d}"
-        return self._outbox.add(stem, blocks, self._facts, lambda: self._forget(int(step), blocks))
+        if any(block.in_bands for block in blocks):
+            # Bands may fail, and nothing else must go with them.
+            self.flush()
+        return self._gathering.add(blocks) and self.flush()
 
-    def _forget(self, step: int, blocks: Sequence[Block]) -> None:
+    def flush(self) -> bool:
+        """Commit what has been gathered; whether everything is committed."""
+        self._refuse_child()
+        blocks = self._gathering.take()
+        if not blocks:
+            return self._outbox.is_empty
+        steps = [step for block in blocks for step in block.steps]
+        stem = f"seg-0-{min(steps):012d}-{max(steps):012d}"
+        return self._outbox.add(stem, blocks, self._facts, lambda: self._forget(blocks))
+
+    def _forget(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
-            self._written[block.declaration.group].discard(step)
+            self._written[block.declaration.group].difference_update(block.steps)
             if block.statics:
                 self._statics_done.discard(block.declaration.group)
                 # They are given once, and go with the next snapshot.
@@ -269,6 +289,7 @@ class RunWriter:
         """
         if self._closed or os.getpid() != self._process:
             return
+        self.flush()
         self.update(**{"status": "finished", **entries})
         if not self._outbox.is_empty:
             # A disk that has refused a single call is asked once more before anything is said to be lost.
@@ -335,7 +356,7 @@ class RunWriter:
                     raise ProbeError(f"field '{group}/{name}': found Bands, expected an array; they are for numbers")
                 rows[name] = BandedRow(declaration, field, arrays[name])
                 continue
-            array = _fitting(declaration, field, arrays[name])
+            array = fitting(declaration, field, arrays[name])
             if field.static:
                 statics[name] = array
             else:
@@ -359,46 +380,3 @@ def refuse_occupied(path: Path, *, locked: bool = False) -> None:
         if path.is_dir() and not locked:
             refuse_locked(path)
         raise RecordingExists(f"{path} holds {found.name!r} already; nothing was touched; choose another folder")
-
-
-def _refuse_other_fields(path: Path, known: Declaration, fields: Sequence[Field]) -> None:
-    """A group that is continued must hold the fields that it had.
-
-    Raises: ConfigurationError: names the field.
-    """
-    before = known.to_json()["fields"]
-    now = declared({}, known.group, fields, {}, stepped=True).to_json()["fields"]
-    names = {entry["name"]: entry for entry in now}
-    for entry in before:
-        other = names.pop(entry["name"], None)
-        if dump_json(other) != dump_json(entry):
-            found = "missing" if other is None else f"{other['dtype']} {other['shape']}"
-            raise ConfigurationError(
-                f"{path}: field '{known.group}/{entry['name']}' was recorded as {entry['dtype']} {entry['shape']}, is "
-                f"now {found} or labeled otherwise; resume with the same probes and sets, or choose another folder"
-            )
-    if names:
-        raise ConfigurationError(
-            f"{path}: field '{known.group}/{next(iter(names))}' is new in a run that is continued; resume with the "
-            "same probes and sets, or choose another folder"
-        )
-
-
-def _fitting(declaration: Declaration, field: Field, value: Any) -> Array:
-    """The array in its declared dtype and memory order, the caller's own where it has them.
-
-    Raises: ShapeError, ProbeError: names the field, found, expected.
-    """
-    where = f"field {declaration.path(field)!r}"
-    array = np.asarray(value)
-    if array.shape != field.shape:
-        raise ShapeError(f"{where}: found shape {list(array.shape)}, expected {list(field.shape)} as declared")
-    if field.dtype == TEXT:
-        if not all(isinstance(entry, str) and "\0" not in entry for entry in array.reshape(-1).tolist()):
-            raise ProbeError(f"{where}: found other values, expected text without NUL")
-        return array.astype(str)
-    if not np.can_cast(array.dtype, field.dtype, "same_kind"):
-        raise ProbeError(
-            f"{where}: found dtype {array.dtype}, expected {field.dtype} as declared; declare what is returned"
-        )
-    return np.ascontiguousarray(array.astype(field.dtype, copy=False)).reshape(field.shape)

@@ -28,6 +28,9 @@ from ..store.files import make_folder, publish, replace
 from ..store.manifest import read_manifest
 from .plan import Plan, PlannedRun
 
+# Seconds; a run that was cut off begins anew, so that single snapshots need not survive it.
+_COMMIT_EVERY = 10.0
+
 
 @dataclass
 class Summary:
@@ -177,6 +180,7 @@ def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -
                 parent=run.parent,
                 command=command,
                 plan=plan,
+                commit_every=_COMMIT_EVERY,
             )
     except NtkdynError as error:
         return str(error)
