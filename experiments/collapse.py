@@ -72,6 +72,10 @@ class Collapse:
             return None
         return config.trunk(), origin[1]
 
+    def steps(self, config: CollapseConfig) -> int:
+        """Return how many steps a run takes that starts from its trunk's checkpoint."""
+        return NonlinearAdvantage().steps(_advantage(config))
+
     def run(
         self, config: CollapseConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
     ) -> Mapping[str, float]:

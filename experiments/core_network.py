@@ -80,6 +80,11 @@ class CoreNetwork:
             return None
         return config.trunk(), config.start_epoch * steps_per_epoch(config)
 
+    def steps(self, config: CoreNetworkConfig) -> int:
+        """Return how many steps a run takes that starts from its trunk's checkpoint."""
+        origin = self.trunk(config)
+        return config.epochs * steps_per_epoch(config) - (0 if origin is None else origin[1])
+
     def run(
         self, config: CoreNetworkConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
     ) -> Mapping[str, float]:

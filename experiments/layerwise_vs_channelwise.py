@@ -46,6 +46,10 @@ class LayerwiseVsChannelwise:
         origin = NonlinearAdvantage().trunk(config.advantage())
         return None if origin is None else (config.trunk(), origin[1])
 
+    def steps(self, config: LayerwiseConfig) -> int:
+        """Return how many steps a run takes that starts from its trunk's checkpoint."""
+        return NonlinearAdvantage().steps(config.advantage())
+
     def run(
         self, config: LayerwiseConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
     ) -> Mapping[str, float]:

@@ -110,6 +110,11 @@ class LinearizedTraining:
             return None
         return config.trunk(), config.start_epoch * steps_per_epoch(config)
 
+    def steps(self, config: LinearizedTrainingConfig) -> int:
+        """Return how many steps a run takes that starts from its trunk's checkpoint."""
+        origin = self.trunk(config)
+        return config.epochs * steps_per_epoch(config) - (0 if origin is None else origin[1])
+
     def run(
         self, config: LinearizedTrainingConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
     ) -> Mapping[str, float]:

@@ -39,9 +39,10 @@ class NonlinearAdvantage:
 
     def steps(self, config: AdvantageConfig) -> int:
         """Return how many steps a run takes that starts from its trunk's checkpoint."""
-        origin, per_epoch = self.trunk(config), _steps_per_epoch(config)
+        origin, per_epoch = self.trunk(config), steps_per_epoch(config)
         whole = config.total_epochs * per_epoch
-        if config.uses_late_ramp:  # once for mask or slope path, and then from the start
+        if config.uses_late_ramp:
+            # Once for mask or slope path, and then from the start.
             return whole + config.ramp_epochs * per_epoch
         return whole if origin is None else whole - origin[1]
 

@@ -70,6 +70,9 @@ class Training:
     def build(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Return the network at its initial weights, which belong to the seed alone, and its optimizer."""
         config, train = self.config, self.data.train
+        # Not a check of the settings: a sweep is planned on any machine.
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError("setting 'device': found 'cuda', expected 'cpu'; torch finds no such device here")
         torch.manual_seed(self.seed)
         example = train.inputs[: config.batch_size]
         if config.network is None:

@@ -127,6 +127,13 @@ def test_optimizers_own_the_weights_alone(own: dict[str, Any]) -> None:
     assert configure(DataSettings, {"momentum": 0.5}) == DataSettings()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_a_device_that_is_not_there(own: dict[str, Any]) -> None:
+    there = training(own | {"device": "cuda"})
+    with pytest.raises(ConfigurationError, match="setting 'device': found 'cuda', expected 'cpu'; torch finds no such"):
+        there.build()
+
+
 def test_complexity_of_a_network(own: dict[str, Any]) -> None:
     model, _ = training(own).build()
     numbers = complexity(model, torch.zeros(2, 3, 12, 12))

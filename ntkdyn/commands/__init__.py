@@ -30,6 +30,8 @@ def show_installed(group: str) -> None:
     """Print name and first docstring line of every entry point of a group."""
     from ..plugins import installed
 
-    for name, entry in sorted(installed(group).items()):
+    found = sorted(installed(group).items())
+    width = max((len(name) for name, _ in found), default=0)
+    for name, entry in found:
         summary = (entry.load().__doc__ or "").strip().splitlines()
-        click.echo(f"{name:20} {summary[0] if summary else ''}".rstrip())
+        click.echo(f"{name:{width}}  {summary[0] if summary else ''}".rstrip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -15,8 +16,9 @@ from . import called
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting of every run.")
 @click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with [settings], [[grid]] and [plan] tables.",
+    "plan_file",
+    metavar="FILE|NAME",
+    help="TOML file with [settings], [[grid]] and [plan] tables, or the name of a plan that comes with ntkdyn.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, from 0 on; default: the file's, else 1.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; default: the cores of this process.")
@@ -27,17 +29,23 @@ from . import called
     help="Repeat the plan of the sweep in --out on fresh seeds, into its folder confirmation.",
 )
 @click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the data sets; default: what NTKDYN_DATA names, else data.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the sweep; finished runs are kept."
 )
 def sweep(
     experiment: str,
     grid: tuple[str, ...],
     settings: tuple[str, ...],
-    config: Path | None,
+    plan_file: str | None,
     seeds: int | None,
     jobs: int | None,
     show: bool,
     confirm: bool,
+    data_dir: Path | None,
     out: Path,
 ) -> None:
     """Run EXPERIMENT for every setting of a grid and every seed; restartable.
@@ -50,12 +58,16 @@ def sweep(
     \b
     Example:
       ntkdyn sweep nonlinear-advantage --over start_epoch=0,2,4,8,12 --seeds 5 --out runs/starts
-      ntkdyn sweep nonlinear-advantage --config plan.toml --plan --out runs/planned
+      ntkdyn sweep nonlinear-advantage --config digits --plan --out runs/digits
       ntkdyn sweep nonlinear-advantage --config plan.toml --confirm --seeds 10 --out runs/planned
     """
-    from ..sweep import confirmation_of, cores, foresight, make_plan, read_grid, run_sweep
+    if data_dir is not None:
+        # The worker processes inherit it.
+        os.environ["NTKDYN_DATA"] = str(data_dir)
+    from ..sweep import confirmation_of, cores, find_plan, foresight, make_plan, read_grid, run_sweep
 
-    plan = make_plan(experiment, file=config, settings=settings, grid=read_grid(grid), seeds=seeds)
+    with find_plan(plan_file) as file:
+        plan = make_plan(experiment, file=file, settings=settings, grid=read_grid(grid), seeds=seeds)
     if confirm:
         plan, out = confirmation_of(out, plan, seeds=seeds)
     if show:

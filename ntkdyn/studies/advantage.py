@@ -68,7 +68,7 @@ class Advantage:
         intervals = np.full((len(names), len(labels), len(starts), 3), np.nan)
         gaps = np.full((len(names), len(labels), 8 + len(NUMBERS)), np.nan)
         judged = comparisons(source)
-        named = arms.named_comparison(source)
+        named = source.primary
         margin, planned = EQUIVALENCE_MARGIN, np.full(len(PLANNED), np.nan)
         if named is not None:
             if named.measure.endswith("accuracy"):

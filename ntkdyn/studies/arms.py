@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,23 +36,6 @@ PRIMARY = "common"
 """Survivor rule of the primary comparison: survivors at one slope are matched by design, the others are not."""
 
 
-class NamedComparison(Protocol):
-    """The one comparison that a sweep's plan names before its first run; its text says it in words of settings.
-
-    ``of_runs`` and ``minus_runs`` are folders inside the sweep, below which the seeds lie; ``margin`` is the largest
-    difference that counts as none.
-    """
-
-    @property
-    def measure(self) -> str: ...
-    @property
-    def of_runs(self) -> str: ...
-    @property
-    def minus_runs(self) -> str: ...
-    @property
-    def margin(self) -> float | None: ...
-
-
 @dataclass(frozen=True)
 class Line:
     """Arms that differ in start epoch and seed only."""
@@ -71,12 +54,6 @@ class Line:
         """Return the rows of each intervention before the switch by its name, those without one under ""."""
         names = [change_of(row)[1] for row in _settings(self.rows, BEFORE)]
         return {name: self.rows[[other == name for other in names]] for name in sorted(set(names))}
-
-
-def named_comparison(sweep: Sweep) -> NamedComparison | None:
-    """Return the primary comparison of the sweep's plan, None where it names none."""
-    named: NamedComparison | None = getattr(sweep, "primary", None)
-    return named
 
 
 def need(sweep: Sweep) -> str | None:
@@ -164,7 +141,7 @@ def lines(sweep: Sweep, task: str, *, interventions: bool = False, **settings: A
         found[0] = replace(found[0], primary=True)
     # One primary line: the one that the plan names, else of several (another setting is varied) the first.
     first = next((place for place, line in enumerate(found) if line.primary), 0)
-    named = named_comparison(sweep)
+    named = sweep.primary
     if named is not None:
         folders = (f"{named.of_runs}/", f"{named.minus_runs}/")
         holds = [line.rows["run"].astype(str).str.startswith(folders).any() for line in found]

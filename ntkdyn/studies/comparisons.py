@@ -15,6 +15,7 @@ from . import arms
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..primary import PrimaryComparison
     from ..results import Sweep
 
 CONTRASTS = (
@@ -74,7 +75,7 @@ def comparisons(sweep: Sweep) -> dict[tuple[str, str], Comparison]:
             found[task, line.label] = gap(line, seeds)
         found |= {(task, label): values for label, values in contrasts(sweep, task, seeds).items()}
         found |= {(task, label): values for label, values in changes(sweep, task, seeds).items()}
-    named = arms.named_comparison(sweep)
+    named = sweep.primary
     if named is None:
         primary = next(iter(found.values()), np.array([]))
     else:
@@ -133,7 +134,7 @@ def p_words(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def named_differences(sweep: Sweep, named: arms.NamedComparison, seeds: Sequence[int]) -> NDArray[np.float64]:
+def named_differences(sweep: Sweep, named: PrimaryComparison, seeds: Sequence[int]) -> NDArray[np.float64]:
     """Return the differences [seed] that a plan names; accuracies in points, diverged runs as NaN."""
     table = sweep.table
     # Before the difference, as everywhere: the same comparison must be the same to the last digit.

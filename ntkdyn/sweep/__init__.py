@@ -10,6 +10,7 @@ from .cost import foresight as foresight
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .plan import read_grid as read_grid
+from .plan_file import find_plan as find_plan
 from .plan_file import packaged_plan as packaged_plan
 from .running import cores as cores
 from .running import run_status as run_status

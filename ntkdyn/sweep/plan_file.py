@@ -73,6 +73,30 @@ def packaged_plan(name: str) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def find_plan(text: str | None) -> Iterator[Path | None]:
+    """Give the path of a plan: a file, or one that comes with the experiments by its name; None for None.
+
+    Raises: ConfigurationError: neither.
+    """
+    if text is None:
+        yield None
+    elif Path(text).is_file():
+        yield Path(text)
+    else:
+        plans = sorted(
+            entry.name.removesuffix(".toml")
+            for entry in files("ntkdyn.experiments").iterdir()
+            if entry.name.endswith(".toml")
+        )
+        if text not in plans:
+            raise ConfigurationError(
+                f"--config {text}: found neither such a file nor a plan of that name; plans are {', '.join(plans)}"
+            )
+        with packaged_plan(f"{text}.toml") as path:
+            yield path
+
+
 def _seeds(value: Any, path: Path) -> int | tuple[int, ...] | None:
     if isinstance(value, list):
         if value and all(_is_natural(seed) for seed in value) and len(set(value)) == len(value):
