@@ -134,6 +134,7 @@ class RecorderFactory:
             loss=loss,
             steps_per_epoch=steps_per_epoch,
             calibration=calibration,
+            commit_every=self.commit_every,
             manifest=dict(self.manifest) | ({} if provenance is None else {"data": dict(provenance)}),
         )
         if self.recorder_state is not None:

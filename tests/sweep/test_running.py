@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ntkdyn import Sweep
 from ntkdyn.errors import NewerRecording
+from ntkdyn.store import outbox
 from ntkdyn.store.segment import FORMAT
 from ntkdyn.sweep import make_plan, run_status, run_sweep
 
@@ -115,3 +117,18 @@ def test_a_failing_run_leaves_the_others_alone(tmp_path: Path) -> None:
     summary = run_sweep(plan, tmp_path / "out", jobs=1)
     assert len(summary.finished) == 2
     assert list(summary.failed.values()) == ["ValueError: this arm is broken"]
+
+
+def test_snapshots_of_a_run_are_committed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published: list[Path] = []
+    publish = outbox.publish_segment
+
+    def noted(path: Path, *arguments: Any) -> None:
+        published.append(path)
+        publish(path, *arguments)
+
+    monkeypatch.setattr(outbox, "publish_segment", noted)
+    run_sweep(make_plan(TINY, settings=["kind=trunk"]), tmp_path / "out", jobs=1)
+    assert [path.name for path in published if path.name.startswith("seg-")] == ["seg-0-000000000000-000000000006.h5"]
+    (run,) = Sweep.open(tmp_path / "out").runs.values()
+    assert run.steps("units").tolist() == [0, 2, 4, 6]
