@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--model", required=True, metavar="FILE.py:FUNCTION", help="function(inputs, outputs) -> the network.")
-@click.option("--data", required=True, metavar="NAME|FILE.npz", help="Data set; see ntkdyn datasets.")
+@click.option("--data", required=True, metavar="NAME|FILE.npz|FOLDER", help="Images; see ntkdyn datasets.")
 @click.option(
     "--target",
     "targets",

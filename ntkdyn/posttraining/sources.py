@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..conversion import gate_network
-from ..datasets import Dataset, named_data, probe_batch
+from ..datasets import named_data, subset
 from ..errors import ConfigurationError
 from ..gates import Granularity, gates
 from ..model_file import build_network
@@ -50,19 +50,15 @@ def open_sources(
     Args:
         checkpoint: as in ``load_weights``.  model: ``file.py:function``, as in ``build_network``.
         data, data_dir: as in ``named_data``.
-        samples, test_samples: size of a class-balanced part of the training and of the test samples; None: all.
+        samples, test_samples: as in ``subset``.
 
-    Raises: the errors of these three; ConfigurationError: a device that is not there, a part that cannot be drawn.
+    Raises: the errors of these four; ConfigurationError: a device that is not there.
     """
     place = _device(device)
     # Before the data, which take longer.
     weights, digest = read_weights(checkpoint)
     split = named_data(data, data_dir=data_dir)
-    split = replace(
-        split,
-        train=_part(split.train, samples, seed, "samples"),
-        test=_part(split.test, test_samples, seed, "test_samples"),
-    )
+    split = subset(split, samples=samples, test_samples=test_samples, seed=seed)
     example = split.train.inputs[:_EXAMPLE_SAMPLES]
     network = build_network(model, example, split.train.classes, spare_outputs=True)
     gated = network if gates(network) else gate_network(network, example, granularity=granularity)
@@ -76,7 +72,7 @@ def open_sources(
             "train": len(split.train),
             "test": len(split.test),
             "classes": split.train.classes,
-            **({"provenance": dict(split.provenance)} if split.provenance else {}),
+            "provenance": dict(split.provenance),
         },
         "batch_size": batch_size,
         "device": str(place),
@@ -97,20 +93,3 @@ def _device(name: str) -> torch.device:
         reason = " ".join(str(error).split())[:100]
         raise ConfigurationError(f"device {name!r}: cannot be used ({reason}); expected e.g. cpu or cuda") from error
     return device
-
-
-def _part(data: Dataset, samples: int | None, seed: int, name: str) -> Dataset:
-    if samples is None:
-        return data
-    if samples < data.classes or samples % data.classes:
-        raise ConfigurationError(
-            f"{name}: found {samples}, expected a multiple of the {data.classes} classes, as the part is class-balanced"
-        )
-    smallest = int(torch.bincount(data.targets, minlength=data.classes).min())
-    if samples > smallest * data.classes:
-        raise ConfigurationError(
-            f"{name}: found {samples}, expected at most {smallest * data.classes}, as a class of {data.name} has "
-            f"{smallest} samples and the part is class-balanced"
-        )
-    inputs, targets = probe_batch(data, per_class=samples // data.classes, seed=seed)
-    return replace(data, inputs=inputs, targets=targets, name=f"{samples} of {data.name}")
