@@ -499,6 +499,7 @@ def test_kernels_are_checked_when_the_network_changes(checks: list[Any], tmp_pat
         model.train()
         model[0].requires_grad_(True)
         model[1].freeze(torch.tensor([True, False, False, False, False]))
+        model[1].slope.requires_grad_(False)
         train(model, optimizer, 1)
         # Known again; and the slopes are not in this kernel.
         assert len(checks) == 6
@@ -515,6 +516,9 @@ def test_freezing_slopes_of_the_kernel_is_a_change(checks: list[Any], tmp_path: 
         model[1].freeze(torch.tensor([True, False, False, False, False]))
         recorder.record()
         assert len(checks) == 2
+    model[1].slope.requires_grad_(False)
+    recorder.record()
+    assert len(checks) == 3
     recorder.close()
 
 

@@ -137,9 +137,11 @@ class Observer:
     def _state(self, clone: nn.Module) -> Hashable:
         """What the routes of the kernel may depend on besides the inputs and the values of the parameters."""
         training = tuple(module.training for module in self._model.modules())
-        learning = tuple(parameter.requires_grad for parameter in self._model.parameters())
-        # Only where slopes are in the kernel: a linearizer freezes some at nearly every step.
+        # Slopes count only where they are in the kernel: a linearizer freezes some at nearly every step, and they learn
+        # for a while only. All parameters of the clone, which the kernel is taken on, have requires_grad.
         wanted = set(self.parameters or ())
+        others = {id(gate.slope) for name, gate in gates(self._model).items() if f"{name}.slope" not in wanted}
+        learning = tuple(one.requires_grad for one in self._model.parameters() if id(one) not in others)
         frozen = tuple(bool(gate.frozen.any()) for name, gate in gates(clone).items() if f"{name}.slope" in wanted)
         return training, learning, frozen, self.parameters
 
