@@ -1,27 +1,24 @@
-"""How each kind of node acts on paths: one rule per module class, function or tensor method.
+"""What a rule for paths gets and gives, and the register of rules: by module class, function or tensor method.
 
-Rules for layers are here, those for reshaping in `shapes`.
-
-A rule gets a `Call` and returns what the node's output carries: a `Track`, a tuple of them, or None where no path
-goes through. It works out channel axes while tracing; the arithmetic itself is in `algebra`.
+A rule gets a `Call` and returns what the node's output carries: a `Track`, a `Pathless` value, a tuple of them, or
+None where nothing depends on the input. It works out channel axes while the graph is walked; the arithmetic itself is
+in `algebra`. Rules for layers are in `layers`, for reshaping in `shapes`, for products in `products`, for attention in
+`attention` and `transformers`.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.node import map_aggregate
 from torch.nn import functional
 
 from ..errors import ConfigurationError, TraceError
-from ..gates import Gate
-from .algebra import Activation, Dense, Gather, Operation, Source, Sum
+from .algebra import Activation, Gather, Operation, Source
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Track:
     index: operation whose state holds them.  shape: of the tensor.  channels: number of channels of the state.
     axis: where the channels lie; None where every element carries the same paths (network inputs, one channel).
     scattered: channel number of every element, counted from 1, where the channels lie on no single axis (between the
-    two views of a channel shuffle); only reshaping accepts such a tensor.
+    two views of a channel shuffle, in the heads of attention); layers that mix channels accept no such tensor.
     """
 
     index: int
@@ -41,32 +38,69 @@ class Track:
     scattered: Tensor | None = field(default=None, compare=False)
 
 
-Carried: TypeAlias = "Track | tuple[Track | None, ...] | None"
+@dataclass(frozen=True)
+class Pathless:
+    """A tensor that depends on the network's input and carries no path.
+
+    discrete: made from integers or booleans of the input alone (tokens, padding masks): paths start where an embedding,
+    a linear layer or a convolution takes them, and in other places they are constants. Otherwise: attention weights,
+    comparisons.
+    shape: of the tensor.
+    """
+
+    discrete: bool
+    shape: tuple[int, ...]
+
+
+Carried: TypeAlias = "Track | Pathless | tuple[Track | Pathless | None, ...] | None"
+
+
+class Node(NamedTuple):
+    """A place in the network. name: dotted, of a module, or of its caller and a function.  kind: class or function."""
+
+    name: str
+    kind: str
 
 
 @dataclass
 class Program:
-    """Operations in the order of evaluation, each with the operations whose states it takes."""
+    """Operations in the order of evaluation, each with the operations whose states it takes, and its place.
 
+    node: the place that is walked now.  uncounted: places that are nonlinear and no units, name -> kind.
+    ends: nodes that paths reach and from which none goes on.
+    """
+
+    node: Node
     operations: list[Operation] = field(default_factory=list)
     operands: list[tuple[int, ...]] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    uncounted: dict[str, str] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
 
-    def add(self, operation: Operation, *tracks: Track) -> int:
+    def add(self, operation: Operation, *tracks: Track, node: Node | None = None) -> int:
         self.operations.append(operation)
         self.operands.append(tuple(track.index for track in tracks))
+        self.nodes.append(node or self.node)
         return len(self.operations) - 1
+
+    def note(self, node: Node | None = None) -> None:
+        """List a place, or the present one, as nonlinear and uncounted."""
+        node = node or self.node
+        self.uncounted[node.name] = node.kind
 
 
 @dataclass
 class Call:
     """One node while the graph is walked.
 
-    where: node and function or module, for messages.  target: dotted name of the module, function, or method name.
-    module: for modules.  arguments, keywords: as called, with a Track in place of every tensor that carries paths.
+    where: node and function or module, for messages.  name: short name of the function, method or class.
+    target: dotted name of the module, function, or method name.  module: for modules.
+    arguments, keywords: as called, with what it carries in place of every tensor that depends on the input.
     concrete: the same with the real values.  result: what the node returned.
     """
 
     where: str
+    name: str
     target: Any
     module: nn.Module | None
     arguments: tuple[Any, ...]
@@ -81,17 +115,22 @@ class Call:
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         return self.arguments[position] if len(self.arguments) > position else self.keywords.get(name, default)
 
+    def constant(self, position: int, name: str) -> Any:
+        """Real value of an argument."""
+        given = self.concrete
+        return given[0][position] if len(given[0]) > position else given[1].get(name)
+
     def operands(self) -> list[Track]:
         """All operands that carry paths, in order, scattered ones too."""
-        found: list[Track] = []
+        return [value for value in _parts(self.arguments, self.keywords) if isinstance(value, Track)]
 
-        def collect(value: Any) -> Any:
-            if isinstance(value, Track):
-                found.append(value)
-            return value
+    def pathless(self) -> list[Pathless]:
+        """All operands that depend on the input and carry no path, in order."""
+        return [value for value in _parts(self.arguments, self.keywords) if isinstance(value, Pathless)]
 
-        map_aggregate((self.arguments, self.keywords), collect)
-        return found
+    def weights(self) -> list[Pathless]:
+        """Those operands without paths that are no constants: attention weights, comparisons."""
+        return [value for value in self.pathless() if not value.discrete]
 
     def tracks(self) -> list[Track]:
         """All operands that carry paths, in order; each has its channels on one axis."""
@@ -104,12 +143,18 @@ class Call:
                 )
         return found
 
-    def single(self) -> Track:
-        """The only operand that carries paths, which must be the first argument."""
+    def single(self, *, scattered: bool = False) -> Track:
+        """The only operand that carries paths, which must be the first argument; scattered channels only if allowed.
+
+        Paths start here where the first argument is made of integers of the input (images of bytes, one-hot tokens).
+        """
         first = self.argument(0, "input")
-        count = len(self.tracks())
-        if count != 1 or not isinstance(first, Track):
-            raise self.error(f"has {count} operands that depend on the network's input; expected the first alone")
+        count = len(self.operands() if scattered else self.tracks())
+        if count == 0 and isinstance(first, Pathless) and first.discrete:
+            return Track(self.program.add(Source(1)), first.shape, 1, None)
+        if count != 1 or self.weights() or not isinstance(first, Track):
+            found = f"has {count + len(self.weights())} operands that depend on the network's input"
+            raise self.error(f"{found}; expected the first alone")
         return first
 
     def shape(self) -> tuple[int, ...]:
@@ -119,6 +164,15 @@ class Call:
 
     def emit(self, operation: Operation, operands: Sequence[Track], channels: int, axis: int | None) -> Track:
         return Track(self.program.add(operation, *operands), self.shape(), channels, axis)
+
+    def unit(self, track: Track) -> Track:
+        """The track through units that are always active."""
+        index = self.program.add(Activation(), track)
+        return Track(index, track.shape, track.channels, track.axis, track.scattered)
+
+    def without_path(self) -> Carried:
+        """What the result carries where no path goes through."""
+        return pathless_like(self.result, discrete=not self.operands() and not self.weights())
 
     def along(self, track: Track, axis: int) -> Track:
         """The track with its channels on that axis; one that carries the same everywhere takes any axis."""
@@ -134,13 +188,51 @@ class Call:
         return track
 
 
+def channel_numbers(track: Track) -> Tensor:
+    """Channel number of every element, counted from 1, float64 of the track's shape; 0 where nothing arrives."""
+    if track.scattered is not None:
+        return track.scattered
+    numbers = torch.arange(1, 1 + track.channels, dtype=torch.float64)
+    if track.axis is not None:
+        numbers = numbers.view(-1, *[1] * (len(track.shape) - 1 - track.axis))
+    return numbers.expand(track.shape).clone()
+
+
+def _parts(*values: Any) -> list[Any]:
+    found: list[Any] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, (tuple, list, dict)):
+            for part in value.values() if isinstance(value, dict) else value:
+                collect(part)
+        else:
+            found.append(value)
+
+    collect(values)
+    return found
+
+
+def pathless_like(result: Any, *, discrete: bool) -> Carried:
+    """Every tensor of a result as one that carries no path."""
+    if isinstance(result, Tensor):
+        return Pathless(discrete, tuple(result.shape))
+    if isinstance(result, (tuple, list)):
+        parts = (pathless_like(part, discrete=discrete) for part in result)
+        return tuple(part if isinstance(part, Pathless) else None for part in parts)
+    return None
+
+
 Rule: TypeAlias = Callable[[Call], Carried]
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Any, Rule] = {}
+_TAKING_PATHLESS: set[Rule] = set()
 
 
-def path_rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for module classes, functions, and tensor methods (by name).
+def path_rule(*targets: Any, pathless: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule for module classes, functions, and tensor methods and ATen operators (by name).
+
+    pathless: the rule deals with operands that depend on the input and carry no path. For other rules a node that has
+    no other operands carries none on, and one that has both is refused.
 
     Raises: ConfigurationError: a target has a rule already.
     """
@@ -151,208 +243,43 @@ def path_rule(*targets: Any) -> Callable[[Rule], Rule]:
             if target in table:
                 raise ConfigurationError(f"path lengths: {target!r} has a rule already; one node has one rule")
             table[target] = rule
+        if pathless:
+            _TAKING_PATHLESS.add(rule)
         return rule
 
     return register
 
 
+def takes_pathless(rule: Rule) -> bool:
+    """Whether the rule deals with operands that carry no path."""
+    return rule in _TAKING_PATHLESS
+
+
+def class_with_rule(module: nn.Module) -> type[nn.Module] | None:
+    """The module's class, or the base class whose forward it keeps, where it has a rule."""
+    bases = (base for base in type(module).__mro__ if base in _MODULES)
+    return next((base for base in bases if type(module).forward is base.forward), None)
+
+
 def rule_for_module(module: nn.Module) -> Rule | None:
     """Rule of the module's class, or of the base class whose forward it keeps."""
-    for base in type(module).__mro__:
-        if base in _MODULES and type(module).forward is base.forward:
-            return _MODULES[base]
-    return None
+    base = class_with_rule(module)
+    return None if base is None else _MODULES[base]
 
 
 def rule_for_function(target: Any) -> Rule | None:
-    """Rule of a function, or of a tensor method by name."""
+    """Rule of a function, or by its name of a tensor method or an ATen operator."""
+    if getattr(target, "namespace", None) == "aten":
+        target = target.overloadpacket.__name__
     return _FUNCTIONS.get(target)
 
 
 def named(names: str) -> list[Any]:
-    """Everything of these names: classes of torch.nn, functions of torch and torch.nn.functional, tensor methods."""
+    """Everything of these names: classes of torch.nn, functions of torch and of its functional part, methods."""
     found: list[Any] = []
     for name in names.split():
         # Some names are something else elsewhere: torch.float is a type, torch.cpu a module.
         found += [part for owner in (nn, torch, functional) if callable(part := getattr(owner, name, None))]
-        found += [name] if hasattr(Tensor, name) else []
+        found += [name] if not hasattr(nn, name) else []
     # relu_ and others are one object under two names.
     return list(dict.fromkeys(found))
-
-
-# ---- one-to-one -----------------------------------------------------------------------------------------------------
-
-_SAME = """
-Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout dropout dropout1d dropout2d dropout3d
-alpha_dropout feature_alpha_dropout
-BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LayerNorm GroupNorm
-RMSNorm LocalResponseNorm batch_norm instance_norm layer_norm group_norm rms_norm local_response_norm normalize
-AvgPool1d AvgPool2d AvgPool3d MaxPool1d MaxPool2d MaxPool3d LPPool1d LPPool2d LPPool3d
-AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
-avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d lp_pool3d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-Softmax LogSoftmax Softmin Softmax2d softmax log_softmax softmin
-Upsample UpsamplingNearest2d UpsamplingBilinear2d interpolate
-ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d ReflectionPad3d
-ReplicationPad1d ReplicationPad2d ReplicationPad3d CircularPad1d CircularPad2d CircularPad3d
-neg detach float double half bfloat16 to type cpu cuda
-"""
-
-
-@path_rule(operator.neg, *named(_SAME))
-def same(call: Call) -> Carried:
-    """BatchNorm, pooling, dropout, softmax, casts: every channel to itself, no unit."""
-    track = call.single()
-    shape = call.shape()
-    if track.axis is not None and (len(shape) != len(track.shape) or shape[track.axis] != track.channels):
-        raise call.error(f"turned shape {track.shape} into {shape}; expected the {track.channels} channels to stay")
-    return Track(track.index, shape, track.channels, track.axis)
-
-
-@path_rule(*named("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty"))
-def constant(call: Call) -> Carried:
-    """Only the shape comes from the input: no path."""
-    return None
-
-
-def _broadcast(call: Call, track: Track, shape: tuple[int, ...]) -> Track:
-    """The track seen in a larger shape, by the rules of broadcasting: new axes in front, sizes 1 repeated."""
-    if track.axis is None:
-        return Track(track.index, shape, track.channels, None)
-    axis = track.axis + len(shape) - len(track.shape)
-    if shape[axis] == track.channels:
-        return Track(track.index, shape, track.channels, axis)
-    index = call.program.add(Gather(np.zeros(shape[axis], dtype=np.intp)), track)
-    return Track(index, shape, shape[axis], axis)
-
-
-@path_rule(
-    operator.mul, operator.imul, operator.truediv, operator.itruediv, *named("mul mul_ multiply div div_ divide")
-)
-def scale(call: Call) -> Carried:
-    """Multiplication by a constant or a parameter: one-to-one; by the number 0: nothing goes through."""
-    tracks = call.tracks()
-    first = call.argument(0, "input")
-    divides = "div" in str(call.target)
-    if len(tracks) != 1 or (divides and not isinstance(first, Track)):
-        raise call.error(
-            "divides by a value that depends on the network's input"
-            if divides
-            else "multiplies two values that depend on the network's input, which is no sum over paths"
-        )
-    # `x * 0` is how some shortcuts make empty channels; a parameter that happens to be 0 is a connection.
-    if any(isinstance(factor, (int, float)) and factor == 0 for factor in call.arguments) and not divides:
-        return None
-    return _broadcast(call, tracks[0], call.shape())
-
-
-@path_rule(operator.add, operator.iadd, operator.sub, operator.isub, *named("add add_ sub sub_ subtract"))
-def add(call: Call) -> Carried:
-    """Sum of two branches, each chosen with probability 1/2; a constant or a parameter is no branch."""
-    shape = call.shape()
-    branches = [_broadcast(call, track, shape) for track in call.tracks()]
-    if len(branches) == 1:
-        return branches[0]
-    axes = {branch.axis for branch in branches if branch.axis is not None}
-    if len(axes) > 1:
-        raise call.error(f"adds branches with their channels on axes {sorted(axes)} of shape {shape}")
-    if not axes:
-        channels = max(branch.channels for branch in branches)
-        return call.emit(Sum(), branches, channels, None)
-    (axis,) = axes
-    return call.emit(Sum(), [call.along(branch, axis) for branch in branches], shape[axis], axis)
-
-
-# ---- units ----------------------------------------------------------------------------------------------------------
-
-
-@path_rule(Gate)
-def gate(call: Call) -> Carried:
-    """Active where not frozen, weighted by |1 - slope|."""
-    module: Any = call.module
-    track = call.single()
-    dimensions = len(track.shape)
-    # A sample without a batch axis has its channels in the only axis it has, as in Gate itself.
-    axis = module.dim % dimensions if dimensions > 1 else 0
-    track = call.along(track, axis)
-    return call.emit(Activation(str(call.target)), [track], track.channels, axis)
-
-
-_ACTIVATIONS = """
-CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU ReLU ReLU6 RReLU SELU SiLU
-Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold
-celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 rrelu selu silu
-sigmoid softplus softshrink softsign tanh tanhshrink threshold
-celu_ elu_ hardtanh_ leaky_relu_ relu_ rrelu_ selu_ sigmoid_ tanh_ threshold_
-clamp clamp_ clip clamp_min clamp_max abs square sqrt rsqrt pow exp log sin cos tan erf reciprocal
-"""
-
-
-@path_rule(operator.pow, *named(_ACTIVATIONS))
-def activation(call: Call) -> Carried:
-    """A nonlinearity that is no gate: always active in every channel, at weight 1."""
-    track = call.single()
-    return call.emit(Activation(), [track], track.channels, track.axis)
-
-
-# ---- maps between channels ------------------------------------------------------------------------------------------
-
-
-def _dense(call: Call, axis: int, inputs: int, outputs: int, groups: int = 1) -> Track:
-    track = call.along(call.single(), axis)
-    if track.channels != inputs:
-        raise call.error(f"expects {inputs} channels and got {track.channels}")
-    # An output without channel axis (matrix times vector) is one channel.
-    position = axis if len(call.shape()) == len(track.shape) else None
-    return call.emit(Dense(outputs, groups), [track], outputs, position)
-
-
-@path_rule(nn.Linear, functional.linear)
-def linear(call: Call) -> Carried:
-    axis = len(call.single().shape) - 1
-    if call.module is None:
-        outputs, inputs = call.concrete[0][1].shape
-        return _dense(call, axis, inputs, outputs)
-    module: Any = call.module
-    return _dense(call, axis, module.in_features, module.out_features)
-
-
-@path_rule(operator.matmul, *named("matmul mm"))
-def matrix_product(call: Call) -> Carried:
-    """Input times a constant matrix [n, m]."""
-    track = call.single()
-    matrix = call.concrete[0][1]
-    if matrix.dim() != 2:
-        raise call.error(f"multiplies with a constant of shape {tuple(matrix.shape)}; expected a matrix [n, m]")
-    return _dense(call, len(track.shape) - 1, matrix.shape[0], matrix.shape[1])
-
-
-@path_rule(*named("Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d"))
-def convolution(call: Call) -> Carried:
-    module: Any = call.module
-    axis = len(call.single().shape) - 1 - len(module.kernel_size)
-    return _dense(call, axis, module.in_channels, module.out_channels, module.groups)
-
-
-@path_rule(*named("conv1d conv2d conv3d"))
-def functional_convolution(call: Call) -> Carried:
-    weight = call.concrete[0][1]
-    groups = call.argument(6, "groups", 1)
-    axis = len(call.single().shape) - 1 - (weight.dim() - 2)
-    return _dense(call, axis, weight.shape[1] * groups, weight.shape[0], groups)
-
-
-@path_rule(*named("conv_transpose1d conv_transpose2d conv_transpose3d"))
-def functional_transposed_convolution(call: Call) -> Carried:
-    weight = call.concrete[0][1]
-    groups = call.argument(6, "groups", 1)
-    axis = len(call.single().shape) - 1 - (weight.dim() - 2)
-    return _dense(call, axis, weight.shape[0], weight.shape[1] * groups, groups)
-
-
-@path_rule(nn.Embedding, functional.embedding)
-def embedding(call: Call) -> Carried:
-    """Tokens to features: the features are where paths start."""
-    channels = call.shape()[-1]
-    return call.emit(Source(channels), [], channels, len(call.shape()) - 1)

@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -259,26 +260,37 @@ def test_her_own_loss_of_real_targets(tmp_path: Path) -> None:
     assert recorded[-1] == pytest.approx(((done.model(x[:16]) - batches[0][1]) ** 2).detach().numpy()[:, 0], rel=1e-5)
 
 
-def test_inputs_by_name(tmp_path: Path) -> None:
+class Named(nn.Module):
+    """Two inputs by name, a ReLU in one branch and a GELU in the other."""
+
+    def __init__(self, *, traceable: bool) -> None:
+        super().__init__()
+        self.traceable = traceable
+        self.left, self.right, self.relu = nn.Linear(4, 8), nn.Linear(2, 8), nn.ReLU()
+        self.gelu, self.out = nn.GELU(), nn.Linear(8, 3)
+
+    def forward(self, wide: Tensor, narrow: Tensor) -> Tensor:
+        found = self.out(self.relu(self.left(wide)) + self.gelu(self.right(narrow)))
+        return found if self.traceable else found.cumsum(1)
+
+
+@pytest.mark.parametrize("traceable", [False, True])
+def test_inputs_by_name(tmp_path: Path, traceable: bool) -> None:
     torch.manual_seed(0)
-
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right, self.relu = nn.Linear(4, 8), nn.Linear(2, 8), nn.ReLU()
-            self.gelu, self.out = nn.GELU(), nn.Linear(8, 3)
-
-        def forward(self, wide: Tensor, narrow: Tensor) -> Tensor:
-            return self.out(self.relu(self.left(wide)) + self.gelu(self.right(narrow)))
-
+    net = Named(traceable=traceable)
     batches = [({"wide": torch.randn(16, 4), "narrow": torch.randn(16, 2)}, torch.randint(3, (16,))) for _ in range(4)]
-    with pytest.warns(RuntimeWarning, match="the curve has no path lengths"):
-        done = nd.linearize(Named(), batches, batches, target=3, out=tmp_path / "out", **BRIEF)
+    untraceable = pytest.warns(RuntimeWarning, match="the curve has no path lengths")
+    with nullcontext() if traceable else untraceable:
+        done = nd.linearize(net, batches, batches, target=3, out=tmp_path / "out", **BRIEF)
     assert done.ends[0].active_units == 3
-    assert math.isnan(done.ends[0].napl)
     assert done.report["network"]["always_active"] == {"gelu": "GELU"}
-    assert "no path lengths" in done.report["warnings"][0]
     assert nd.Run.open(tmp_path / "out" / "run").manifest["status"] == "finished"
+    if traceable:
+        # Half of the paths meet one of the 3 units of 8 that are left, the other half the GELU.
+        assert done.ends[0].napl == pytest.approx(0.5 * 3 / 8 + 0.5)
+    else:
+        assert math.isnan(done.ends[0].napl)
+        assert "no path lengths" in done.report["warnings"][0]
 
 
 def test_layer_wise_counts_that_cannot_be_reached_any_more_are_said(task: Any) -> None:
