@@ -111,9 +111,18 @@ def test_path_length() -> None:
     model[5] = nn.Identity()
     found = nd.measure(model, ["path-length"], INPUTS)
     expected = nd.path_lengths(model, INPUTS)
-    for name in ("mean", "normalized", "weighted"):
+    for name in ("mean", "normalized", "weighted", "effective_width", "mean_active_width"):
         assert float(found[f"path_length/{name}"]) == getattr(expected, name)
     np.testing.assert_array_equal(found["path_length/distribution"], expected.distribution)
+
+
+def test_path_length_lists_what_it_does_not_count(tmp_path: Path) -> None:
+    recorder = nd.Recorder(gated(), ["path-length"], INPUTS, path=tmp_path / "run")
+    recorder.record()
+    recorder.close()
+    attributes = RunReader.open(tmp_path / "run").attributes("path_length")
+    assert attributes["always_active"] == "5 (Tanh)"
+    assert attributes["uncounted"] == ""
 
 
 def test_path_length_traces_once_and_follows_the_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,10 @@ MEASURES = {
     "normalized": "NAPL",
     "weighted": "weighted NAPL",
 }
+WIDTHS = {
+    "effective_width": "active units / NAPL",
+    "mean_active_width": "mean of layers with any",
+}
 
 
 class PathLength:
@@ -43,7 +47,7 @@ class PathLength:
         return "no path lengths are recorded; gate the network and record with the probe path-length"
 
     def measure(self, source: Run, /) -> xr.Dataset:
-        """Return the path lengths [step] and their distribution [step, length]."""
+        """Return the path lengths and widths [step], and the distribution of lengths [step, length]."""
         import xarray as xr
 
         found = {name: text for name, text in MEASURES.items() if f"path_length/{name}" in source}
@@ -56,6 +60,10 @@ class PathLength:
             )
             for name, text in found.items()
         }
+        for name, text in WIDTHS.items():
+            if f"path_length/{name}" in source:
+                widths = np.asarray(source[f"path_length/{name}"], dtype=np.float64).reshape(-1)
+                measures[name] = variable("step", widths, "units", f"active width ({text})")
         coords = time_axis(source, "path_length")
         if "path_length/distribution" in source:
             shares = np.asarray(source["path_length/distribution"], dtype=np.float64)
@@ -73,7 +81,14 @@ class PathLength:
                 for name, text in MEASURES.items()
                 if name in members[0]
             ]
-            lines.append(f"{series + ': ' if series else ''}active units on a path, {'; '.join(words)}.")
+            widths = [
+                f"{spread([one[name].values[0] for one in members])} to "
+                f"{spread([one[name].values[-1] for one in members])} ({text})"
+                for name, text in WIDTHS.items()
+                if all(name in one for one in members)
+            ]
+            ending = f"; width of what is active, in units: {', '.join(widths)}" if widths else ""
+            lines.append(f"{series + ': ' if series else ''}active units on a path, {'; '.join(words)}{ending}.")
         return lines
 
     def draw(self, figure: Figure, datasets: Datasets, /) -> None:
