@@ -54,7 +54,11 @@ class PathLength:
         }
         return [
             *(
-                Field(name=name, dtype="f8", unit=unit, long_name=text, attributes=listed)
+                # A network without active units has no width: NaN there.
+                Field(
+                    name=name, dtype="f8", unit=unit, long_name=text,
+                    attributes=listed | ({"allow_nan": True} if "width" in name else {}),
+                )
                 for name, (unit, text) in numbers.items()
             ),
             Field(

@@ -125,6 +125,18 @@ def test_path_length_lists_what_it_does_not_count(tmp_path: Path) -> None:
     assert attributes["uncounted"] == ""
 
 
+def test_a_linear_network_has_lengths_but_no_width(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nd.Gate(4), nn.Linear(4, 2))
+    model[1].freeze()
+    recorder = nd.Recorder(model, ["path-length"], torch.zeros(2, 3), path=tmp_path / "run")
+    recorder.record(0)
+    recorder.close()
+    run = nd.Run.open(tmp_path / "run")
+    assert run["path_length/normalized"].tolist() == [0]
+    assert np.isnan(run["path_length/effective_width"]).all()
+    assert np.isnan(run["path_length/mean_active_width"]).all()
+
+
 def test_path_length_traces_once_and_follows_the_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced = []
     monkeypatch.setattr(path_length, "trace_paths", lambda *given: traced.append(1) or trace_paths(*given))
