@@ -13,6 +13,7 @@ from .plain import PlainNet
 from .registry import NETWORKS, NetworkEntry, Wanted, build_network, network
 from .repvgg import RepVGG
 from .resnet import GatedResNet
+from .transformer import Transformer
 from .vgg import VGG
 from .vit import VisionTransformer
 
@@ -25,6 +26,7 @@ __all__ = [
     "NetworkEntry",
     "PlainNet",
     "RepVGG",
+    "Transformer",
     "VisionTransformer",
     "Wanted",
     "build_network",
