@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
 from ..errors import DivergedTraining
-from ..experiment import DEFAULT_PROBES, RecorderFactory
+from ..experiment import DEFAULT_PROBES, Batches, RecorderFactory
 from ..gates import gates
 from ..linearization import Linearizer, MaskRamp, SlopeReplay
-from ..recorder import Watch
+from ..recorder import Recorder, Watch
 from ..schedule import Schedule, at_epochs, at_steps, paired
 from .before import BeforeSwitch
-from .settings import LinearizationSettings
-from .training import Training, complexity, learn_slopes, restore
+from .settings import LinearizationSettings, TrainingSettings
+from .training import Objective, learn_slopes, restore
 
 SlopeOwner = Linearizer | MaskRamp | SlopeReplay
 Begin = Callable[[nn.Module], SlopeOwner]
@@ -96,8 +97,73 @@ class Arm:
             learn_slopes(self._model, learning)
 
 
+class ArmTraining(Protocol):
+    """What ``run_arm`` needs of the training of one configuration and seed; steps are applied optimizer steps.
+
+    Attributes:
+        steps_per_epoch, last_step: of the run.
+        results: names of everything that ``at_switch`` and ``at_end`` measure.
+    """
+
+    @property
+    def config(self) -> TrainingSettings: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def last_step(self) -> int: ...
+
+    @property
+    def results(self) -> tuple[str, ...]: ...
+
+    def build(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Return the network at its initial weights, and its optimizer."""
+        ...
+
+    def recorder(
+        self, factory: RecorderFactory, model: nn.Module, *, schedule: Schedule, probes: list[Any]
+    ) -> Recorder:
+        """Return the recorder, with the probe sets of the data."""
+        ...
+
+    def epoch_data(self, epoch: int, *, data_order: int = 0) -> Batches:
+        """Return the training samples of one epoch in their order."""
+        ...
+
+    def fit(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        first_step: int,
+        last_step: int,
+        epoch_data: Callable[[int], Batches],
+        rate_factor: Callable[[int], float],
+        objective: Objective | None,
+        after_step: Callable[[int], None],
+        recorder: Recorder,
+        factory: RecorderFactory,
+        state: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """Train.  Raises: DivergedTraining."""
+        ...
+
+    def at_switch(self, model: nn.Module) -> dict[str, float]:
+        """Measure the dense network that is left at the switch."""
+        ...
+
+    def at_end(self, model: nn.Module) -> dict[str, float]:
+        """Measure the network at the end."""
+        ...
+
+    def complexity(self, model: nn.Module) -> dict[str, float]:
+        """Return how nonlinear the network is."""
+        ...
+
+
 def run_arm(
-    training: Training,
+    training: ArmTraining,
     factory: RecorderFactory,
     *,
     start: Checkpoint | None,
@@ -119,8 +185,8 @@ def run_arm(
         data_order: of the batches from the switch on.
         before: makes the intervention on what comes before the switch, given the network at its initial weights.
 
-    Results: test_accuracy, test_loss, train_loss at the end; dense_accuracy, dense_loss (test), dense_weight_norm at
-    the switch; those of ``complexity``; diverged (1: accuracies and losses are NaN).
+    Results: those of the training at the end and at the switch, dense_weight_norm, those of ``complexity``; diverged
+    (1: what the training measures is NaN).
     """
     model, optimizer = training.build()
     intervention = BeforeSwitch(training) if before is None else before(model)
@@ -137,12 +203,9 @@ def run_arm(
     )
 
     def measure(network: nn.Module) -> Mapping[str, float]:
-        accuracy, loss = training.evaluate(network, training.data.test)
-        return {"dense_accuracy": accuracy, "dense_loss": loss, "dense_weight_norm": weight_norm(network)}
+        return training.at_switch(network) | {"dense_weight_norm": weight_norm(network)}
 
-    results = dict.fromkeys(
-        ("test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_loss", "dense_weight_norm"), math.nan
-    )
+    results = dict.fromkeys((*training.results, "dense_weight_norm"), math.nan)
     diverged = False
     arm = Arm(model, switch=switch, ramp_steps=ramp_steps, begin=begin, measure=measure, linear=linear)
     try:
@@ -172,13 +235,12 @@ def run_arm(
     except DivergedTraining:
         diverged = True
     else:
-        results["test_accuracy"], results["test_loss"] = training.evaluate(model, training.data.test)
-        results["train_loss"] = training.evaluate(model, training.data.train)[1]
+        results |= training.at_end(model)
     results |= arm.dense
-    return results | complexity(model, training.calibration) | {"diverged": float(diverged)}
+    return results | training.complexity(model) | {"diverged": float(diverged)}
 
 
-def _often(training: Training) -> Schedule:
+def _often(training: ArmTraining) -> Schedule:
     epochs = [0, 0.25, 0.5, 1, 1.5, *range(2, training.config.total_epochs + 1)]
     return paired(at_epochs(epochs, training.steps_per_epoch), max(1, training.steps_per_epoch // 4))
 

@@ -9,6 +9,7 @@ Source: Chizat et al. 2019 (arXiv 1812.07956) for the scaled output; the others 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn import functional
 from ..clone import structural_clone
 from ..datasets import Dataset
 from ..errors import ConfigurationError
+from ..experiment import Batches
 from ..gates import gates
 from ..kernel.problem import default_forward
 from ..recorder.snapshots import has_running_norms
@@ -27,19 +29,25 @@ from .training import Objective, Training
 _ANCHOR_SAMPLES = 16
 
 
+class Epochs(Protocol):
+    """Training data by the epoch."""
+
+    def epoch_data(self, epoch: int, *, data_order: int = 0) -> Batches: ...
+
+
 class BeforeSwitch:
     """Nothing is changed before the switch; ``Intervention`` changes something."""
 
-    def __init__(self, training: Training) -> None:
-        self._training = training
+    def __init__(self, training: Epochs) -> None:
+        self._epochs = training
 
     def rate_factor(self, step: int) -> float:
         """Factor on the learning rate of a step."""
         return 1.0
 
-    def epoch_data(self, epoch: int, *, data_order: int = 0) -> Dataset:
+    def epoch_data(self, epoch: int, *, data_order: int = 0) -> Batches:
         """Samples of one epoch."""
-        return self._training.epoch_data(epoch, data_order=data_order)
+        return self._epochs.epoch_data(epoch, data_order=data_order)
 
     @property
     def objective(self) -> Objective | None:
@@ -58,6 +66,7 @@ class Intervention(BeforeSwitch):
 
     def __init__(self, training: Training, config: AdvantageConfig, model: nn.Module, *, switch: int) -> None:
         super().__init__(training)
+        self._training = training
         self.switch = switch
         self._config = config
         self._model = model

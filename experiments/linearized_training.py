@@ -31,7 +31,7 @@ from .advantage_config import AdvantageConfig
 from .arm import weight_norm
 from .nonlinear_advantage import NonlinearAdvantage
 from .settings import DataSettings, LinearizationSettings, given
-from .training import Training, complexity, restore, steps_per_epoch
+from .training import Training, restore, steps_per_epoch
 
 
 class LinearizedTrainingConfig(LinearizationSettings, DataSettings):
@@ -162,4 +162,4 @@ class LinearizedTraining:
         else:
             results["test_accuracy"], results["test_loss"] = training.evaluate(child, training.data.test)
             results["train_loss"] = training.evaluate(child, training.data.train)[1]
-        return results | complexity(model, training.calibration) | {"diverged": float(diverged)}
+        return results | training.complexity(model) | {"diverged": float(diverged)}

@@ -26,7 +26,7 @@ from ..datasets import (
     subset,
 )
 from ..errors import ConfigurationError, TraceError
-from ..experiment import RecorderFactory, adam, evaluate, fit, linear_tail
+from ..experiment import Batches, RecorderFactory, adam, evaluate, fit, linear_tail
 from ..gates import gates, nonlinear_units
 from ..paths import path_lengths
 from ..recorder import Recorder
@@ -40,7 +40,7 @@ _SHIFT = 4  # pixels
 # First word of every seed of this file, so that no two kinds of draws share a stream; datasets uses small numbers.
 _AUGMENTATION, _RANDOM_LABELS = 101, 102
 
-Objective = Callable[[int, Tensor, Tensor], Tensor]
+Objective = Callable[[int, Any, Tensor], Tensor]
 """Step before the update, inputs, targets -> loss; takes the place of the loss of the network's outputs."""
 
 
@@ -115,7 +115,7 @@ class Training:
         *,
         first_step: int,
         last_step: int,
-        epoch_data: Callable[[int], Dataset] | None = None,
+        epoch_data: Callable[[int], Batches] | None = None,
         rate_factor: Callable[[int], float] = lambda step: 1.0,
         objective: Objective | None = None,
         after_step: Callable[[int], None] | None = None,
@@ -168,6 +168,29 @@ class Training:
             return replace(self, data=_FreshRandomLabels(data))
         train = _with_random_labels(data.train, stream_seed(_RANDOM_LABELS, self.seed))
         return replace(self, data=replace(data, train=train))
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of what ``at_switch`` and ``at_end`` measure."""
+        return ("test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_loss")
+
+    def at_switch(self, model: nn.Module) -> dict[str, float]:
+        """Return dense_accuracy and dense_loss, on the test set."""
+        accuracy, loss = self.evaluate(model, self.data.test)
+        return {"dense_accuracy": accuracy, "dense_loss": loss}
+
+    def at_end(self, model: nn.Module) -> dict[str, float]:
+        """Return test_accuracy, test_loss and train_loss."""
+        accuracy, loss = self.evaluate(model, self.data.test)
+        return {
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "train_loss": self.evaluate(model, self.data.train)[1],
+        }
+
+    def complexity(self, model: nn.Module) -> dict[str, float]:
+        """Return how nonlinear the network is; see ``complexity``."""
+        return complexity(model, self.calibration[:2])
 
     def evaluate(self, model: nn.Module, data: Dataset) -> tuple[float, float]:
         """Return accuracy and mean loss, BatchNorm statistics estimated anew."""
@@ -357,7 +380,7 @@ def restore(
     return start.step
 
 
-def complexity(model: nn.Module, example: Tensor) -> dict[str, float]:
+def complexity(model: nn.Module, example: Any) -> dict[str, float]:
     """Return how nonlinear a network is: active units and path lengths; lengths are NaN where it cannot be traced.
 
     active_units, active_share; survivor_nonlinearity: mean |1 - slope| of the active units; weighted_units: their sum;
@@ -365,7 +388,7 @@ def complexity(model: nn.Module, example: Tensor) -> dict[str, float]:
     """
     units = nonlinear_units(model)
     try:
-        paths = path_lengths(model, example[:2])
+        paths = path_lengths(model, example)
         lengths = {"napl": paths.normalized, "apl": paths.mean, "weighted_napl": paths.weighted}
     except TraceError:
         lengths = dict.fromkeys(("napl", "apl", "weighted_napl"), math.nan)

@@ -41,6 +41,12 @@ DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+class Batches(Protocol):
+    """Samples of one epoch in their order; a slice gives inputs, any pytree that the network takes, and targets."""
+
+    def __getitem__(self, index: slice, /) -> tuple[Any, Tensor]: ...
+
+
 @runtime_checkable
 class Experiment(Protocol):
     """One recorded training run for each configuration and seed.
@@ -166,7 +172,7 @@ def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    epoch_data: Callable[[int], Dataset],
+    epoch_data: Callable[[int], Batches],
     batch_size: int,
     steps_per_epoch: int,
     last_step: int,
@@ -227,7 +233,7 @@ def fit(
         )
         save()
         model.train()
-        data: Dataset | None = None
+        data: Batches | None = None
         while step < last_step:
             epoch, batch = divmod(step, steps_per_epoch)
             if data is None or batch == 0:
