@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from . import checkpoint
 from .checkpoint import Checkpoint
@@ -245,7 +246,8 @@ def fit(
                 rate = learning_rate(step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            inputs, targets = (part.to(device) for part in data[batch * batch_size : (batch + 1) * batch_size])
+            samples = data[batch * batch_size : (batch + 1) * batch_size]
+            inputs, targets = tree_map_only(Tensor, lambda part: part.to(device), samples)
             optimizer.zero_grad()
             if objective is None:
                 value = loss(default_forward(model, inputs), targets)

@@ -173,6 +173,34 @@ def test_fit_equals_a_plain_loop() -> None:
     assert seen == list(range(1, 21))
 
 
+def test_inputs_may_be_several_tensors() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            result: Tensor = self.linear(first + second)
+            return result
+
+    class Halves:
+        """Batches of the samples of an epoch, each input in two parts."""
+
+        def __init__(self, epoch: int) -> None:
+            self.data = samples(epoch)
+
+        def __getitem__(self, index: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            inputs, targets = self.data[index]
+            return (inputs / 4, 3 * inputs / 4), targets
+
+    torch.manual_seed(0)
+    model, plain = Sum(), nn.Linear(4, 3)
+    plain.load_state_dict(model.linear.state_dict())
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), epoch_data=Halves)
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
+    torch.testing.assert_close(model.linear.weight, plain.weight)
+
+
 def test_the_hooks_are_gone_on_every_way_out() -> None:
     model = network()
     optimizer = adam(model.parameters(), learning_rate=0.01)
