@@ -24,8 +24,10 @@ class AdvantageConfig(LinearizationSettings, DataSettings):
 
     Interventions that move the kernel more or less before the switch, at most one; from start_epoch on everything is
     as without them. rate_before: factor on the learning rate. scale_before: a in a (f - f_0), which is trained at rate
-    / a^2. labels_before: "random", or another label rule on the same digits. train_before: "readout" trains the last
-    linear layer alone. anchor_before: weight of |K_t - K_0|^2 / |K_0|^2 on a few training samples in the loss.
+    / a^2 (with Adam, which takes the size of gradients away: / a). labels_before: "random" (of digit pairs, which are
+    fresh in every epoch, drawn anew), or another label rule on the same digits. train_before: "readout" trains the last
+    linear layer alone. anchor_before: weight of |K_t - K_0|^2 / |K_0|^2, centered, on 16 training samples in the loss.
+    What outlives the switch is the state of the optimizer; optimizer_at_switch="new" takes that away too.
     """
 
     latest_start: Natural = 12
@@ -46,6 +48,15 @@ class AdvantageConfig(LinearizationSettings, DataSettings):
         yield from super()._without_effect()
         if self.labels_before == self.task:
             yield "labels_before", "own"
+        if self.budget == "after-switch" and self.start_epoch == self.latest_start:
+            yield "budget", "total"
+        if not self.uses_late_ramp and self.budget == "total":
+            yield "latest_start", type(self).model_fields["latest_start"].default
+        if self.mask == "random":
+            yield "strength", type(self).model_fields["strength"].default
+        if self.intervention == "none" and not self.data_order and not self.before:
+            # The trunk itself, from wherever it branches.
+            yield "start_epoch", 0
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
@@ -61,6 +72,11 @@ class AdvantageConfig(LinearizationSettings, DataSettings):
             yield (
                 f"setting 'start_epoch': found {self.start_epoch}, expected 0 with mask={self.mask!r}, which uses the "
                 "late arm's mask from the start"
+            )
+        if self.uses_late_ramp and self.budget == "after-switch":
+            yield (
+                f"setting 'budget': found 'after-switch' with mask={self.mask!r}, expected 'total'; a start at epoch 0 "
+                "has no dense epochs before it"
             )
         if self.mask in ("random", "late") and self.survivors == "keep":
             yield (
@@ -80,6 +96,8 @@ class AdvantageConfig(LinearizationSettings, DataSettings):
                 f"setting {changed[0]!r}: found {getattr(self, changed[0])!r} with start_epoch=0, expected a later "
                 "start; nothing comes before the switch"
             )
+        if self.labels_before == "sum":
+            yield f"setting 'labels_before': found 'sum' with task={self.task!r}, expected a rule with fewer labels"
         if self.task is None and self.labels_before not in ("own", "random"):
             yield (
                 f"setting 'labels_before': found {self.labels_before!r} with data={self.data!r}, expected 'own' or "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
-from ..errors import DivergedTraining
+from ..errors import DivergedTraining, NtkdynError
 from ..experiment import DEFAULT_PROBES, Batches, RecorderFactory
 from ..gates import gates
 from ..linearization import Linearizer, MaskRamp, SlopeReplay
@@ -37,6 +37,7 @@ class Arm:
         begin: called by ``prepare``; returns what makes the owner. None where nobody moves the slopes.
         measure: gives the numbers of the network at the switch.
         linear: freeze all gates at the switch.
+        at_switch: called last at the switch.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Arm:
         begin: Callable[[], Begin] | None,
         measure: Callable[[nn.Module], Mapping[str, float]],
         linear: bool = False,
+        at_switch: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._switch = switch
@@ -56,6 +58,7 @@ class Arm:
         self._begin: Begin | None = None
         self._measure = measure
         self._linear = linear
+        self._at_switch = at_switch
         self._owner: SlopeOwner | None = None
         self.dense: dict[str, float] = {}
 
@@ -73,6 +76,7 @@ class Arm:
         if self._begin is not None:
             self._owner = self._begin(self._model)
             learn_slopes(self._model, isinstance(self._owner, Linearizer))
+        self._at_switch()
 
     def after_step(self, step: int) -> None:
         """Move the slopes; call it after every optimizer step with the number of steps so far."""
@@ -174,6 +178,7 @@ def run_arm(
     linear: bool = False,
     trunk: bool = False,
     data_order: int = 0,
+    new_optimizer: bool = False,
     before: Callable[[nn.Module], BeforeSwitch] | None = None,
 ) -> dict[str, float]:
     """Train one trunk or arm from ``start`` or from its initial weights to the end, record it and return its results.
@@ -183,6 +188,7 @@ def run_arm(
         begin: as in Arm; None where nobody moves the slopes.
         trunk: record kernels often; an arm does so at its start, the switch, the end of the ramp and the end.
         data_order: of the batches from the switch on.
+        new_optimizer: forget the optimizer's state at the switch.
         before: makes the intervention on what comes before the switch, given the network at its initial weights.
 
     Results: those of the training at the end and at the switch, dense_weight_norm, those of ``complexity``; diverged
@@ -203,13 +209,26 @@ def run_arm(
     )
 
     def measure(network: nn.Module) -> Mapping[str, float]:
-        return training.at_switch(network) | {"dense_weight_norm": weight_norm(network)}
+        return finite(training.at_switch(network) | {"dense_weight_norm": weight_norm(network)})
 
     results = dict.fromkeys((*training.results, "dense_weight_norm"), math.nan)
     diverged = False
-    arm = Arm(model, switch=switch, ramp_steps=ramp_steps, begin=begin, measure=measure, linear=linear)
+    arm = Arm(
+        model,
+        switch=switch,
+        ramp_steps=ramp_steps,
+        begin=begin,
+        measure=measure,
+        linear=linear,
+        at_switch=optimizer.state.clear if new_optimizer else lambda: None,
+    )
     try:
-        arm.prepare()
+        try:
+            arm.prepare()
+        except DivergedTraining:
+            # The network itself has not begun: its recording holds where it would have.
+            recorder.record(first_step)
+            raise
         if factory.resumed is not None:
             first_step = factory.resumed.step
             # Before the network is restored: an owner of slopes counts from the dense network.
@@ -232,12 +251,30 @@ def run_arm(
             factory=factory,
             state=arm.state,
         )
+        results |= finite(training.at_end(model))
     except DivergedTraining:
         diverged = True
-    else:
-        results |= training.at_end(model)
+    except NtkdynError:
+        # Of outputs that are no numbers a probe complains before the loss does.
+        try:
+            finite(training.at_switch(model))
+        except DivergedTraining:
+            diverged = True
+        else:
+            raise
     results |= arm.dense
     return results | training.complexity(model) | {"diverged": float(diverged)}
+
+
+def finite(measured: dict[str, float]) -> dict[str, float]:
+    """Return what was measured of a network.
+
+    Raises: DivergedTraining: a number is not finite; the share of right answers of such a network would be chance.
+    """
+    spoiled = [name for name, value in measured.items() if not math.isfinite(value)]
+    if spoiled:
+        raise DivergedTraining(f"training: found {spoiled[0]}={measured[spoiled[0]]}, expected a finite number")
+    return measured
 
 
 def _often(training: ArmTraining) -> Schedule:

@@ -77,7 +77,10 @@ class Intervention(BeforeSwitch):
         """Factor on the learning rate of a step."""
         if step >= self.switch:
             return 1.0
-        return self._config.rate_before / self._config.scale_before**2
+        config = self._config
+        # Adam divides the gradient by its own size, which takes one factor of the scale away.
+        power = 1 if config.optimizer == "adam" else 2
+        return config.rate_before / config.scale_before**power
 
     def epoch_data(self, epoch: int, *, data_order: int = 0) -> Dataset:
         """Samples of one epoch, with the labels that the intervention wants."""
@@ -93,7 +96,7 @@ class Intervention(BeforeSwitch):
         config, switch, model = self._config, self.switch, self._model
         plain = functional.cross_entropy
         if config.scale_before != 1:
-            scale, start = config.scale_before, structural_clone(model)
+            scale, start = config.scale_before, structural_clone(model, share_parameters=False)
 
             def scaled(step: int, inputs: Tensor, targets: Tensor) -> Tensor:
                 outputs = default_forward(model, inputs)
@@ -140,7 +143,11 @@ def _all_but_readout(model: nn.Module) -> list[str]:
 
 
 def _relative_drift(model: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
-    """Return a function that gives |K - K_0|_F^2 / |K_0|_F^2 of the trace kernel, differentiable in the weights."""
+    """Return a function that gives |K - K_0|_F^2 / |K_0|_F^2 of centered trace kernels, differentiable in the weights.
+
+    Centered (rows and columns without their means), as the drift that is judged: most of an uncentered kernel is its
+    constant direction.
+    """
     if has_running_norms(model):
         raise ConfigurationError(
             "anchor_before: found BatchNorm, which couples the samples of a batch in training, expected a network "
@@ -158,6 +165,7 @@ def _relative_drift(model: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
 
         jacobian = vmap(jacrev(outputs), (None, 0))({name: present[name] for name in names}, inputs)
         rows = torch.cat([part.flatten(2) for part in jacobian.values()], dim=2)
+        rows = rows - rows.mean(0)
         return torch.einsum("ncp,mcp->nm", rows, rows)
 
     start = kernel().detach()

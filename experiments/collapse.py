@@ -13,14 +13,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 import torch
+from pydantic import model_validator
 
 from ..checkpoint import Checkpoint
 from ..experiment import RecorderFactory
 from .advantage_config import AdvantageConfig
 from .networks import build_network
 from .nonlinear_advantage import NonlinearAdvantage
-from .settings import DataSettings, LinearizationSettings, Natural, Positive, given
-from .training import load_data, weight_count
+from .settings import DataSettings, LinearizationSettings, Natural, Positive, given, implied
+from .training import weight_count
+from .training_data import load_data
 
 
 class CollapseConfig(LinearizationSettings, DataSettings):
@@ -35,9 +37,14 @@ class CollapseConfig(LinearizationSettings, DataSettings):
     kind: Literal["extracted", "scratch", "scratch-wide"] = "extracted"
     shallow_depth: Positive | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _never_linearized(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind", "extracted") != "extracted":
+            return implied(values, "kind", intervention="none")
+        return values
+
     def _without_effect(self) -> Iterator[tuple[str, Any]]:
-        if self.kind != "extracted":
-            yield "intervention", "none"
         yield from super()._without_effect()
         if self.intervention != "linearize":
             yield "start_epoch", 0

@@ -20,7 +20,8 @@ from ..experiment import RecorderFactory
 from ..linearization import Linearizer
 from .arm import run_arm
 from .settings import DataSettings, Natural, Positive
-from .training import Training, steps_per_epoch
+from .training import Training
+from .training_data import steps_per_epoch
 
 
 class CoreNetworkConfig(DataSettings):

@@ -9,8 +9,8 @@ Source: follow-up of Mehmeti-Göpel and Disselhoff (arXiv 2506.14386) for the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 from ..checkpoint import Checkpoint
 from ..experiment import RecorderFactory
@@ -23,6 +23,11 @@ class LayerwiseConfig(LinearizationSettings, DataSettings):
     """Settings of one trunk or arm; granularity "channel" or "layer" is what is compared."""
 
     start_epoch: Natural = 12
+
+    def _without_effect(self) -> Iterator[tuple[str, Any]]:
+        yield from super()._without_effect()
+        if self.intervention != "linearize":
+            yield "start_epoch", 0
 
     def trunk(self) -> Self:
         """The dense run with slopes of the same granularity."""

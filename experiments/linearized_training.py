@@ -11,11 +11,13 @@ Source: Fort et al. 2020 (arXiv 2010.15110) for children in the weights; Mehmeti
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
@@ -28,10 +30,11 @@ from ..kernel.problem import default_forward
 from ..recorder.snapshots import has_running_norms, reestimate
 from ..schedule import at_steps
 from .advantage_config import AdvantageConfig
-from .arm import weight_norm
+from .arm import finite, weight_norm
 from .nonlinear_advantage import NonlinearAdvantage
-from .settings import DataSettings, LinearizationSettings, given
-from .training import Training, restore, steps_per_epoch
+from .settings import DataSettings, LinearizationSettings, given, implied
+from .training import Training, restore
+from .training_data import steps_per_epoch
 
 
 class LinearizedTrainingConfig(LinearizationSettings, DataSettings):
@@ -41,11 +44,25 @@ class LinearizedTrainingConfig(LinearizationSettings, DataSettings):
 
     child: Literal["weights", "units", "network"] = "weights"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_units_are_linearized(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return implied(values, "child", intervention="linearize" if values.get("child") == "units" else "none")
+
     def _without_effect(self) -> Iterator[tuple[str, Any]]:
-        yield "intervention", "linearize" if self.child == "units" else "none"
         yield from super()._without_effect()
         if self.child == "network":
             yield "start_epoch", 0
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        if self.child == "weights" and self.weight_decay:
+            yield (
+                f"setting 'weight_decay': found {self.weight_decay} with child='weights', expected 0; it would pull "
+                "the expansion back to where it begins, not its weights to 0"
+            )
 
     def trunk(self) -> Self:
         """The dense run on the same data with the same network."""
@@ -70,7 +87,7 @@ class TaylorNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, *, calibration: Tensor) -> None:
         super().__init__()
-        origin = structural_clone(model).eval()
+        origin = structural_clone(model, share_parameters=False).eval()
         if has_running_norms(origin):
             reestimate(origin, calibration, default_forward)
         slopes = {id(gate.slope) for gate in gates(origin).values()}
@@ -120,46 +137,49 @@ class LinearizedTraining:
     ) -> Mapping[str, float]:
         """Train one trunk or child and return its results, those of ``run_arm``.
 
-        Of a child in the weights probes that look at units see the network it is expanded from; its optimizer begins
-        anew.
+        A child in the weights goes on with the state that the trunk's optimizer has at the switch, and records outputs
+        only: its kernel stands still.
         """
         if config.child != "weights":
             return NonlinearAdvantage().run(config.advantage(), seed=seed, recorder=recorder, start=start)
         training = Training.of(config, seed)
         model, optimizer = training.build()
         switch = config.start_epoch * training.steps_per_epoch
-        first_step = 0
-        if start is not None:
-            first_step = restore(start, model, optimizer, latest=switch, setting_name="start_epoch")
-        if first_step < switch:
-            training.fit(model, optimizer, first_step=first_step, last_step=switch)
-        dense_accuracy, dense_loss = training.evaluate(model, training.data.test)
-        results = {
-            **dict.fromkeys(("test_accuracy", "test_loss", "train_loss"), math.nan),
-            "dense_accuracy": dense_accuracy,
-            "dense_loss": dense_loss,
-            "dense_weight_norm": weight_norm(model),
-        }
+        results = dict.fromkeys((*training.results, "dense_weight_norm"), math.nan)
+        try:
+            first_step = 0
+            if start is not None:
+                first_step = restore(start, model, optimizer, latest=switch, setting_name="start_epoch")
+            if first_step < switch:
+                training.fit(model, optimizer, first_step=first_step, last_step=switch)
+            results |= finite(training.at_switch(model) | {"dense_weight_norm": weight_norm(model)})
+            diverged = False
+        except DivergedTraining:
+            # There is nothing to expand: the recording holds the network at its initial weights.
+            diverged = True
+            model, optimizer = training.build()
         child = TaylorNetwork(model, calibration=training.calibration)
-        optimizer = training.optimizer(list(child.shift))
+        shifts = training.optimizer(list(child.shift))
+        # One shift for each weight, in the same order.
+        shifts.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         recording = training.recorder(
             recorder, child, probes=["outputs"], schedule=at_steps({switch, training.last_step})
         )
         if recorder.resumed is not None:
-            recorder.resumed.restore(child, optimizer)
-        diverged = False
+            recorder.resumed.restore(child, shifts)
+        if diverged:
+            recording.record(0)
         try:
-            training.fit(
-                child,
-                optimizer,
-                first_step=switch if recorder.resumed is None else recorder.resumed.step,
-                last_step=training.last_step,
-                recorder=recording,
-                factory=recorder,
-            )
+            if not diverged:
+                training.fit(
+                    child,
+                    shifts,
+                    first_step=switch if recorder.resumed is None else recorder.resumed.step,
+                    last_step=training.last_step,
+                    recorder=recording,
+                    factory=recorder,
+                )
+                results |= finite(training.at_end(child))
         except DivergedTraining:
             diverged = True
-        else:
-            results["test_accuracy"], results["test_loss"] = training.evaluate(child, training.data.test)
-            results["train_loss"] = training.evaluate(child, training.data.train)[1]
         return results | training.complexity(model) | {"diverged": float(diverged)}

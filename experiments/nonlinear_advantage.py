@@ -21,7 +21,8 @@ from ..linearization import SlopeReplay, random_mask, survivor_mask
 from .advantage_config import AdvantageConfig
 from .arm import Begin, linearizer, mask_ramp, run_arm
 from .before import Intervention
-from .training import Training, learn_slopes, restore, steps_per_epoch
+from .training import Training, learn_slopes, restore
+from .training_data import steps_per_epoch
 
 
 class NonlinearAdvantage:
@@ -68,6 +69,7 @@ class NonlinearAdvantage:
             # Of a trunk under an intervention only its kernels at the ends and at the switch are asked for.
             trunk=config.is_trunk and not config.before,
             data_order=config.data_order,
+            new_optimizer=config.optimizer_at_switch == "new",
             before=(lambda model: Intervention(training, config, model, switch=switch)) if config.before else None,
         )
 

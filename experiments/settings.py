@@ -162,13 +162,28 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in replaced}
 
 
+def implied(values: Mapping[str, Any], owner: str, **settings: Any) -> dict[str, Any]:
+    """Return settings with those that another one implies.
+
+    Raises: ValueError: one of them was given and says something else.
+    """
+    for name, value in settings.items():
+        if values.get(name, value) != value:
+            raise ValueError(
+                f"setting {name!r}: found {values[name]!r} with {owner}={values.get(owner)!r}, expected {value!r}; "
+                f"drop {name!r}"
+            )
+    return {**values, **settings}
+
+
 class LinearizationSettings(TrainingSettings):
     """Settings of the linearization of units.
 
     intervention: "linearize" a share of the gates, "none", or "linear" from the start. start_epoch: dense epochs
     before. remaining: share of the units that stay nonlinear, 0 for none; above 1 their number. strength: factor on
-    the penalty. survivors, common_slope: where the remaining slopes go within settle_epochs ("keep": nowhere). Where
-    nothing is linearized these have their defaults.
+    the penalty. survivors, common_slope: where the remaining slopes go within settle_epochs ("keep": nowhere).
+    optimizer_at_switch: "kept", or "new": its state of before is forgotten. Where nothing is linearized these have
+    their defaults.
     """
 
     intervention: Literal["linearize", "none", "linear"] = "linearize"
@@ -179,9 +194,10 @@ class LinearizationSettings(TrainingSettings):
     strength: Annotated[float, Field(ge=0)] = 4.0
     survivors: Literal["keep", "common", "relu"] = "common"
     common_slope: Annotated[float, Field(ge=-0.5, lt=1)] = 0.75
+    optimizer_at_switch: Literal["kept", "new"] = "kept"
 
     OF_THE_LINEARIZATION: ClassVar[tuple[str, ...]] = (
-        "ramp_epochs", "settle_epochs", "remaining", "strength", "survivors", "common_slope",
+        "ramp_epochs", "settle_epochs", "remaining", "strength", "survivors", "common_slope", "optimizer_at_switch",
     )  # fmt: skip
 
     def _without_effect(self) -> Iterator[tuple[str, Any]]:
@@ -189,6 +205,10 @@ class LinearizationSettings(TrainingSettings):
         if self.intervention != "linearize":
             for name in self.OF_THE_LINEARIZATION:
                 yield name, type(self).model_fields[name].default
+        if self.survivors == "keep":
+            yield "settle_epochs", type(self).model_fields["settle_epochs"].default
+        if self.survivors != "common":
+            yield "common_slope", type(self).model_fields["common_slope"].default
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()

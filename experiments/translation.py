@@ -65,4 +65,5 @@ class Translation:
             linear=config.intervention == "linear",
             trunk=config.is_trunk,
             data_order=config.data_order,
+            new_optimizer=config.optimizer_at_switch == "new",
         )

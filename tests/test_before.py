@@ -117,6 +117,25 @@ def test_only_the_readout_learns(tmp_path: Path) -> None:
     assert all(not torch.equal(value, later[name]) for name, value in end.items() if name.endswith("weight"))
 
 
+def test_the_scaled_output_is_that_of_the_motion_since_the_start() -> None:
+    settings = config(scale_before=2.0)
+    training = Training.of(settings, seed=0)
+    model, optimizer = training.build()
+    intervention = Intervention(training, settings, model, switch=SWITCH)
+    assert intervention.rate_factor(0) == 1 / 2  # Adam takes the other factor away
+    x, y = training.data.test[:64]
+    with torch.no_grad():
+        start = model(x)
+    assert intervention.objective is not None
+    for _ in range(3):
+        optimizer.zero_grad()
+        intervention.objective(0, x, y).backward()
+        optimizer.step()
+    expected = functional.cross_entropy(2 * (model(x) - start), y)
+    torch.testing.assert_close(intervention.objective(0, x, y), expected)
+    assert expected < 2.3  # below ln 10, where it began
+
+
 def test_the_scaled_output_starts_at_zero_and_moves_weights_by_one_over_the_scale() -> None:
     # dw = -(eta / a^2) a J^T L'(0): a plain gradient step from outputs 0, divided by a.
     settings = config(scale_before=4.0, optimizer="sgd", momentum=0.0, learning_rate=0.1)
@@ -143,8 +162,8 @@ def test_the_anchor_is_the_relative_motion_of_the_kernel() -> None:
     model, _ = training.build()
     model.double()
     train = training.data.train
-    inputs = train.inputs[:16].double()
     object.__setattr__(train, "inputs", train.inputs.double())
+    inputs = training.calibration[:16]
     x, y = (part[:8] for part in (train.inputs, train.targets))
     intervention = Intervention(training, settings, model, switch=SWITCH)
     kernel = empirical_ntk(model, inputs, engine="reference")
@@ -155,6 +174,8 @@ def test_the_anchor_is_the_relative_motion_of_the_kernel() -> None:
     moved = empirical_ntk(model, inputs, engine="reference")
     assert intervention.objective is not None
     total = intervention.objective(0, x, y)
+    center = torch.eye(16, dtype=torch.float64) - 1 / 16
+    kernel, moved = (center @ part @ center for part in (kernel, moved))
     drift = (moved - kernel).square().sum() / kernel.square().sum()
     torch.testing.assert_close(total, functional.cross_entropy(model(x), y) + 3 * drift)
     total.backward()

@@ -130,10 +130,30 @@ def test_a_branch_equals_training_without_interruption(
     assert branch(**changes).same_training(Outcome(tmp_path, **changes))
 
 
-def test_the_trunk_branched_at_its_own_step_is_the_trunk(branch: Callable[..., Outcome], trunk: Outcome) -> None:
-    again = branch(start_epoch=3, intervention="none")
-    assert again.same_training(trunk)
-    assert again.results["test_accuracy"] == trunk.results["test_accuracy"]
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [
+        ({"intervention": "none"}, {"start_epoch": 3}),
+        ({"mask": "random"}, {"strength": 1.0}),
+        ({"survivors": "keep"}, {"settle_epochs": 3, "common_slope": 0.5}),
+        ({"survivors": "relu"}, {"common_slope": 0.5}),
+        ({"start_epoch": 1}, {"latest_start": 2}),
+        ({"start_epoch": 3}, {"budget": "after-switch"}),
+        ({"intervention": "none"}, {"optimizer_at_switch": "new"}),
+    ],
+    ids=str,
+)
+def test_equal_runs_have_one_configuration(changes: dict[str, Any], others: dict[str, Any]) -> None:
+    assert config(**changes) == config(**changes, **others)
+
+
+def test_a_new_optimizer_at_the_switch(branch: Callable[..., Outcome], trunk: Outcome, tmp_path: Path) -> None:
+    kept, new = branch(start_epoch=3), branch(start_epoch=3, optimizer_at_switch="new")
+    assert not equal(kept.end.model, new.end.model)
+    # Adam counts its steps: those since the switch, and all.
+    assert {int(state["step"]) for state in new.end.optimizer["state"].values()} == {LAST - 3 * STEPS_PER_EPOCH}
+    assert {int(state["step"]) for state in kept.end.optimizer["state"].values()} == {LAST}
+    assert new.same_training(Outcome(tmp_path, start_epoch=3, optimizer_at_switch="new"))
 
 
 def test_training_is_repeatable_and_seeded(trunk: Outcome, tmp_path: Path) -> None:
@@ -273,6 +293,27 @@ def test_divergence_is_a_result_not_a_gap(tmp_path: Path) -> None:
     assert run.results["diverged"] == 1
 
 
+def test_a_late_mask_whose_training_diverges_is_divergence(tmp_path: Path) -> None:
+    results = run_experiment(NonlinearAdvantage(), config(mask="late", learning_rate=1e30), seed=0, path=tmp_path)
+    assert results["diverged"] == 1
+    assert Run.open(tmp_path).manifest["status"] == "finished"
+
+
+@pytest.mark.parametrize("probes", [["units", "outputs"], None], ids=["cheap probes", "all probes"])
+def test_weights_that_are_no_numbers_are_divergence(probes: Any, tmp_path: Path) -> None:
+    # A step of these rates makes weights whose kernel, or whose loss at the end, is no number; before, it was one.
+    for number, (rate, epochs) in enumerate(((1e30, 8), (1e38, 8))):
+        results = run_experiment(
+            NonlinearAdvantage(),
+            config(intervention="none", learning_rate=rate, epochs=epochs, optimizer="sgd", momentum=0.0),
+            seed=0,
+            path=tmp_path / str(number),
+            probes=probes,
+        )
+        assert results["diverged"] == 1
+        assert math.isnan(results["test_accuracy"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -284,7 +325,12 @@ def test_divergence_is_a_result_not_a_gap(tmp_path: Path) -> None:
         ({"mask": "late", "survivors": "keep"}, "setting 'survivors': found 'keep' with mask='late'"),
         ({"settle_epochs": 0}, "setting 'settle_epochs': found 0, expected at least 1"),
         ({"intervention": "linear", "start_epoch": 2}, "setting 'start_epoch': found 2, expected 0"),
-        ({"intervention": "none", "start_epoch": 9}, "setting 'start_epoch': found 9, expected at most epochs=8"),
+        (
+            {"intervention": "none", "start_epoch": 9, "data_order": 1},
+            "setting 'start_epoch': found 9, expected at most epochs=8",
+        ),
+        ({"mask": "late", "budget": "after-switch"}, "setting 'budget': found 'after-switch' with mask='late'"),
+        ({"start_epoch": 3, "labels_before": "sum"}, "setting 'labels_before': found 'sum' with task='sum10'"),
         ({"budget": "after-switch", "latest_start": 1, "start_epoch": 2}, "expected at most latest_start=1"),
         ({"budget": "after-switch", "latest_start": 6}, "must end within the 2 epochs of this run"),
         ({"batch_size": 129}, "setting 'batch_size': found 129, expected at most pairs=128"),

@@ -187,6 +187,26 @@ def test_the_expansion_leaves_its_network_alone() -> None:
     assert nonlinear_units(model).active_total == 12
 
 
+def test_a_child_in_the_weights_goes_on_with_the_trunks_optimizer(tmp_path: Path) -> None:
+    config = configure(LinearizedTraining.Config, SMALL | {"start_epoch": 3})
+    last = 8 * STEPS_PER_EPOCH
+    run_experiment(LinearizedTraining(), config, seed=1, path=tmp_path, checkpoint_steps=frozenset({12, last}))
+    first, end = (load(tmp_path / "checkpoints" / str(step)).optimizer for step in (12, last))
+    assert {int(state["step"]) for state in first["state"].values()} == {12}
+    assert {int(state["step"]) for state in end["state"].values()} == {last}
+    assert any(bool(state["exp_avg"].any()) for state in first["state"].values())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"child": "weights"}, LINEARIZATION | {"child": "units"}], ids=["weights", "units"]
+)
+def test_divergence_before_the_switch_is_divergence(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = configure(LinearizedTraining.Config, SMALL | {"start_epoch": 3, "learning_rate": 1e30} | changes)
+    results = run_experiment(LinearizedTraining(), config, seed=0, path=tmp_path)
+    assert results["diverged"] == 1
+    assert np.isnan(results["test_accuracy"])
+
+
 def test_a_child_in_the_weights_learns(tmp_path: Path) -> None:
     settings = configure(
         LinearizedTraining.Config,

@@ -13,7 +13,8 @@ from ntkdyn.configuration import configure
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import ConfigurationError
 from ntkdyn.experiments.settings import DataSettings
-from ntkdyn.experiments.training import Augmented, Training, complexity, load_data
+from ntkdyn.experiments.training import Training, complexity
+from ntkdyn.experiments.training_data import Augmented, load_data
 
 
 def images(count: int = 200, channels: int = 2, size: int = 9) -> Dataset:
@@ -96,6 +97,19 @@ def test_epochs_differ_in_order_and_augmentation_and_repeat(own: dict[str, Any])
     assert not torch.equal(one.epoch_data(1)[:16][0], one.epoch_data(1, data_order=1)[:16][0])
     assert one.steps_per_epoch == 7
     assert one.last_step == 14
+
+
+def test_statistics_are_estimated_on_a_draw(tmp_path: Path) -> None:
+    # A folder of images, or a user's file, may come class by class.
+    labels = np.repeat(np.arange(3), 600)
+    np.savez(
+        tmp_path / "sorted.npz", x_train=labels[:, None].astype(np.float32), y_train=labels,
+        x_test=labels[::9, None].astype(np.float32), y_test=labels[::9],
+    )  # fmt: skip
+    settings = {"data": str(tmp_path / "sorted.npz"), "width": 2, "depth": 1}
+    drawn = training(settings).calibration.flatten()
+    assert torch.bincount(drawn.long()).min() > 100
+    assert torch.equal(drawn, training(settings, seed=1).calibration.flatten())
 
 
 def test_random_labels_of_a_fixed_set_stay(own: dict[str, Any]) -> None:

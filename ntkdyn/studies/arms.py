@@ -128,7 +128,7 @@ def select(sweep: Sweep, *, task: str, interventions: bool = False, **settings: 
 
 def lines(sweep: Sweep, task: str, *, interventions: bool = False, **settings: Any) -> list[Line]:
     """Return the lines of a task, the primary one first; by default learned masks and equal total epochs."""
-    wanted = {"intervention": "linearize", "mask": "learned", "budget": "total"} | settings
+    wanted = {"intervention": "linearize", "mask": "learned", "budget": "total", "data_order": 0} | settings
     rows = select(sweep, task=task, interventions=interventions, **wanted)
     others = _varied(sweep, rows)
     found = []

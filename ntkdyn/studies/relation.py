@@ -215,7 +215,7 @@ def _models(found: RelationArms) -> tuple[FloatArray, dict[str, float]]:
     kept = np.asarray(np.isfinite(columns).all(axis=0))
     starts, seeds = len(np.unique(found.start[kept])), len(np.unique(found.seed[kept]))
     several = len({change for change, there in zip(found.change, kept, strict=True) if there})
-    judged = found.drift in recorded and seeds >= FEWEST_SEEDS and (found.intervened or starts >= FEWEST_START_EPOCHS)
+    judged = found.drift in recorded and seeds >= FEWEST_SEEDS and starts >= FEWEST_START_EPOCHS
     intervened = {start for start, change in zip(found.start, found.change, strict=True) if change}
     power = relation_power(starts=len(intervened) or starts, seeds=max(seeds, 1), arms=max(several, 1))
     counts = {

@@ -166,12 +166,14 @@ def _families(one: xr.Dataset, drift: str) -> list[str]:
 
 def _rivals(one: xr.Dataset, drift: str) -> str:
     others = [name for name in REGRESSORS if name != drift and float(one["consistent"].sel(regressor=name)) == 1]
+    tried = int(np.isfinite(one["consistent"].values).sum())
+    rule = f"by the same rule, applied to each of {tried} quantities and not adjusted for their number,"
     if not others:
-        return "by the same rule no other quantity of the table is consistent with mediation"
+        return f"{rule} no other quantity of the table is consistent with mediation"
     names = ", ".join(REGRESSORS[name][1] for name in others)
     if float(one["consistent"].sel(regressor=drift)) == 1:
-        return f"by the same rule also consistent with mediation, so not told apart from the drift here: {names}"
-    return f"by the same rule consistent with mediation: {names}"
+        return f"{rule} also consistent with mediation, so not told apart from the drift here: {names}"
+    return f"{rule} consistent with mediation: {names}"
 
 
 def _coefficient(one: xr.Dataset, role: str, name: str) -> str:
