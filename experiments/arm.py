@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
-from ..errors import DivergedTraining, NtkdynError
+from ..errors import DivergedTraining
 from ..experiment import DEFAULT_PROBES, Batches, RecorderFactory
 from ..gates import gates
 from ..linearization import Linearizer, MaskRamp, SlopeReplay
@@ -201,15 +201,17 @@ def run_arm(
         first_step = restore(start, model, optimizer, latest=switch, setting_name="start_epoch")
     per_epoch = training.steps_per_epoch
     moving = range(switch, switch + ramp_steps + settle_steps + 1)[::per_epoch] if begin else None
-    recorder = training.recorder(
-        factory,
-        model,
-        probes=_probes(moving),
-        schedule=_often(training) if trunk else at_steps({first_step, switch, switch + ramp_steps, training.last_step}),
-    )
+    schedule = _often(training) if trunk else at_steps({first_step, switch, switch + ramp_steps, training.last_step})
+    recorder = training.recorder(factory, model, probes=_probes(moving), schedule=schedule)
 
     def measure(network: nn.Module) -> Mapping[str, float]:
         return finite(training.at_switch(network) | {"dense_weight_norm": weight_norm(network)})
+
+    def after_step(step: int) -> None:
+        # Before the probes look, which would take numbers that overflow for a fault of theirs.
+        if schedule(step) or (moving is not None and step in moving):
+            finite({"weight_norm": weight_norm(model)})
+        arm.after_step(step)
 
     results = dict.fromkeys((*training.results, "dense_weight_norm"), math.nan)
     diverged = False
@@ -246,7 +248,7 @@ def run_arm(
             ),
             rate_factor=intervention.rate_factor,
             objective=intervention.objective,
-            after_step=arm.after_step,
+            after_step=after_step,
             recorder=recorder,
             factory=factory,
             state=arm.state,
@@ -254,14 +256,6 @@ def run_arm(
         results |= finite(training.at_end(model))
     except DivergedTraining:
         diverged = True
-    except NtkdynError:
-        # Of outputs that are no numbers a probe complains before the loss does.
-        try:
-            finite(training.at_switch(model))
-        except DivergedTraining:
-            diverged = True
-        else:
-            raise
     results |= arm.dense
     return results | training.complexity(model) | {"diverged": float(diverged)}
 
