@@ -144,8 +144,7 @@ class Linearizer(SlopeOwner):
         late = (self.steps - self.calls) / (self.steps * (1 - 1 / _HEAD_START))
         return self.target + (self._slopes.total - self.target) * min(1.0, late)
 
-    def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-        linear = self._slopes.frozen()
+    def _ramp(self, values: Tensor, linear: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         moved = torch.where(linear, values, values - self.learning_rate * gradients).clamp(*SLOPE_RANGE)
         if spoilt := self._gates_with_nan(moved):
             raise DivergedTraining(
@@ -154,11 +153,11 @@ class Linearizer(SlopeOwner):
             )
         distance = (1 - moved).abs()
         freeze = torch.zeros_like(linear)
-        if self.active > self.target:
+        active = self._slopes.count(~linear)
+        if active > self.target:
             pulled = _RULES[self.rule](distance, self.learning_rate * self.penalty_weight)
-            freeze = self._choose(distance, pulled, ~linear)
-            left = [size for size, gone in zip(self._slopes.sizes, (linear | freeze).tolist(), strict=True) if not gone]
-            if sum(left) > self.target:
+            freeze = self._choose(distance, pulled, ~linear, active)
+            if active - self._slopes.count(freeze) > self.target:
                 moved = 1 - torch.sign(1 - moved) * pulled
         moved = torch.where(linear | freeze, 1.0, moved)
         if self._rows is not None:
@@ -170,13 +169,15 @@ class Linearizer(SlopeOwner):
             return ""
         return ", ".join(repr(name) for name, _, part in self._slopes.split(values) if bool(part.isnan().any()))
 
-    def _choose(self, distance: Tensor, pulled: Tensor, active: Tensor) -> Tensor:
+    def _choose(self, distance: Tensor, pulled: Tensor, active: Tensor, units: int) -> Tensor:
+        ceiling, near = self._ceiling(), pulled < self.tolerance
+        if units <= ceiling and not bool((near & active).any()):
+            return torch.zeros_like(active)
         # Ordered by the distance before the threshold step, which has the same order but no ties where it reaches 0:
         # many units collapse in one call, and ties would go by position in the network.
         order = torch.argsort(distance.nan_to_num(nan=math.inf), stable=True).tolist()
-        near = (pulled < self.tolerance).tolist()
-        ceiling = self._ceiling()
-        return self._slopes.closest(order, active, self.target, lambda i, units: not near[i] and units <= ceiling)
+        is_near = near.tolist()
+        return self._slopes.closest(order, active, self.target, lambda i, units: not is_near[i] and units <= ceiling)
 
     @property
     def path(self) -> dict[str, Tensor]:
@@ -229,7 +230,7 @@ class MaskRamp(SlopeOwner):
         super().__init__(model, steps=steps, survivors=survivors, common_slope=common_slope, settle_steps=settle_steps)
         self._leaving = ~_joined_mask(self._slopes, mask, type(self).__name__)
 
-    def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def _ramp(self, values: Tensor, linear: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         leaving = self._leaving.to(values.device)
         left = self.steps - self.calls + 1
         surviving = values if self.aim is None else toward(values, self.aim, left)
@@ -285,7 +286,7 @@ class SlopeReplay(SlopeOwner):
         stays = (rows == 1).flip(0).to(torch.int8).cummin(0).values.flip(0).bool()
         self._freezes = stays & leaving
 
-    def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def _ramp(self, values: Tensor, linear: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         now = self.calls - 1
         return self._rows[now].to(values), self._freezes[now].to(values.device)
 

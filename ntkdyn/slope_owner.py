@@ -65,11 +65,19 @@ class SlopeVector:
         return self.join(taken)
 
     @torch.no_grad()
-    def write(self, values: Tensor, freeze: Tensor) -> None:
-        """Write the slopes; what is frozen, and what freezes now, becomes exactly 1."""
-        for (_, gate, part), (_, _, mask) in zip(self.split(values), self.split(freeze), strict=True):
+    def write(self, values: Tensor, linear: Tensor, freeze: Tensor) -> None:
+        """Write the slopes; what is frozen (``linear``), and what freezes now, becomes exactly 1."""
+        for _, gate, part in self.split(torch.where(linear | freeze, 1.0, values)):
             gate.slope.copy_(part)
-            gate.freeze(mask)
+        if bool(freeze.any()):
+            for _, gate, mask in self.split(freeze):
+                gate.freeze(mask)
+
+    def count(self, mask: Tensor) -> int:
+        """Units of the slopes in a mask."""
+        if self.channel_wise:
+            return int(mask.sum())
+        return sum(size for size, chosen in zip(self.sizes, mask.tolist(), strict=True) if chosen)
 
     def target(self, remaining: int | float, caller: str) -> int:
         """Number of units that remain: an int exactly, a float as share of all units, to the nearest possible count."""
@@ -150,7 +158,7 @@ class SlopeOwner(ABC):
         self.calls = 0
         # Whatever backward passes left at the slopes before, e.g. while no optimizer owned them, is no gradient of now.
         self._slopes.gradients()
-        self._written: Tensor | None = self._slopes.values().clone()
+        self._written: Tensor | None = self._slopes.values()
 
     def weights(self) -> list[nn.Parameter]:
         """All parameters that are no slopes: what the optimizer of the loop must be given, and nothing else."""
@@ -165,8 +173,7 @@ class SlopeOwner(ABC):
     @property
     def active(self) -> int:
         """Units that are not frozen."""
-        gone = self._slopes.frozen().tolist()
-        return sum(size for size, frozen_ in zip(self._slopes.sizes, gone, strict=True) if not frozen_)
+        return self._slopes.count(~self._slopes.frozen())
 
     @torch.no_grad()
     def step(self) -> None:
@@ -180,7 +187,8 @@ class SlopeOwner(ABC):
         values = self._slopes.values()
         if self._written is not None:
             before = self._written.to(values)
-            if not bool(((values == before) | (values.isnan() & before.isnan())).all()):
+            # The first is the quicker one, and wrong where both are NaN.
+            if not torch.equal(values, before) and not torch.allclose(values, before, 0, 0, equal_nan=True):
                 raise ConfigurationError(
                     f"{type(self).__name__}: a slope moved between two calls of step(); expected slopes that only the "
                     f"{type(self).__name__} moves; give the optimizer the weights alone: "
@@ -188,17 +196,18 @@ class SlopeOwner(ABC):
                 )
         gradients = self._slopes.gradients()
         self.calls += 1
-        freeze = torch.zeros_like(self._slopes.frozen())
+        linear = self._slopes.frozen()
+        freeze = torch.zeros_like(linear)
         if self.calls <= self.steps:
-            values, freeze = self._ramp(values, gradients)
+            values, freeze = self._ramp(values, linear, gradients)
         if self.calls >= self.steps:
-            values = self._settle(values, self._slopes.frozen() | freeze)
-        self._slopes.write(values, freeze)
-        self._written = self._slopes.values().clone()
+            values = self._settle(values, linear | freeze)
+        self._slopes.write(values, linear, freeze)
+        self._written = self._slopes.values()
 
     @abstractmethod
-    def _ramp(self, values: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """New slopes and the mask of those that freeze, for call number self.calls of the ramp."""
+    def _ramp(self, values: Tensor, linear: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """New slopes and the mask of those that freeze, for call number self.calls of the ramp; linear: frozen ones."""
 
     @property
     def aim(self) -> float | None:
