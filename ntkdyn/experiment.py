@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from . import checkpoint
+from .chain import Chain, chain_of
 from .checkpoint import Checkpoint
 from .clone import structural_clone
 from .datasets import Dataset, stream_seed
@@ -235,6 +236,8 @@ def fit(
         save()
         model.train()
         data: Batches | None = None
+        chain: Chain | None = None
+        backward: Callable[[], Any]
         while step < last_step:
             epoch, batch = divmod(step, steps_per_epoch)
             if data is None or batch == 0:
@@ -248,17 +251,23 @@ def fit(
                     group["lr"] = rate
             samples = data[batch * batch_size : (batch + 1) * batch_size]
             inputs, targets = tree_map_only(Tensor, lambda part: part.to(device), samples)
+            if objective is None and (batch == 0 or step == first_step):
+                chain = chain_of(model, inputs)
             optimizer.zero_grad()
-            if objective is None:
-                value = loss(default_forward(model, inputs), targets)
-            else:
+            if objective is not None:
                 value = objective(step, inputs, targets)
+                backward = value.backward
+            elif chain is not None:
+                value, backward = chain.loss(inputs, targets, loss)
+            else:
+                value = loss(default_forward(model, inputs), targets)
+                backward = value.backward
             if not math.isfinite(value.item()):
                 raise DivergedTraining(
                     f"training: found loss {value.item()} at step {step}, expected a finite number; "
                     "lower the learning rate"
                 )
-            value.backward()  # type: ignore[no-untyped-call]
+            backward()
             optimizer.step()
             save()
             if trial is not None:
