@@ -129,7 +129,7 @@ def no_chains() -> dict[str, tuple[Callable[[], nn.Module], Tensor]]:
         "another layer": (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()), x),
         "used twice": (lambda: nn.Sequential(shared, shared), x),
         "tied": (lambda: tied, x),
-        "empty": (lambda: nn.Sequential(), x),
+        "empty": (nn.Sequential, x),
         "flattened only": (lambda: nn.Sequential(nn.Flatten()), x),
         "sequence": (lambda: nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 2, 4)),
         "single sample": (lambda: nn.Sequential(nn.Linear(4, 4)), x[0]),
