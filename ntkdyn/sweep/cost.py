@@ -13,6 +13,7 @@ from ..plugins import load_experiment
 from ..primary import PrimaryComparison
 from ..trial import Trial
 from .plan import Plan
+from .running import one_thread
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def estimate(plan: Plan) -> Cost | None:
         origin = one.trunk or one.runs
         if origin not in trials:
             trials[origin] = Trial()
-            try_run(experiment, config, seed=seed, trial=trials[origin])
+            with one_thread():
+                try_run(experiment, config, seed=seed, trial=trials[origin])
         if (one.kind, origin) not in snapshots:
             counted = trials[origin] if one.trunk is None else Trial(only_count=True)
             if one.trunk is not None:

@@ -124,15 +124,22 @@ def cores() -> int:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work in one thread, as every run of a sweep does: more would only fight over the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def _executor(workers: int) -> Iterator[Executor]:
     """Processes that do many runs each, or for one worker this process."""
     if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             yield _Here()
-        finally:
-            torch.set_num_threads(threads)
         return
     # spawn, not fork: torch and HDF5 keep threads and locks that a forked child must not inherit.
     context = multiprocessing.get_context("spawn")
@@ -150,7 +157,6 @@ class _Here(Executor):
 
 
 def _start_worker() -> None:
-    # One run a process: more threads would only fight over the cores.
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
