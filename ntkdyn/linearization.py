@@ -74,7 +74,8 @@ class Linearizer(SlopeOwner):
     Args:
         remaining: number of units (int), or share of all units (float), not frozen at the end. Layer-wise gates freeze
             as a whole: a share goes to the nearest possible count (the larger of two), a number must be possible.
-        penalty_weight: lambda of the penalty lambda * sum sqrt(d), a plain sum over the slopes; loss per unit.
+        penalty_weight: lambda of the penalty lambda * sum sqrt(d), a plain sum over the slopes: a layer-wise gate pays
+            once for all its units, as in `slope_penalty`.
         strength: factor on the penalty weight that `steps` asks for; it decides the outcome, so report it.
         rule: "clipped" explicit step or "half-threshold" proximal step.
         learning_rate: eta of the slopes, in units of slope per gradient.
