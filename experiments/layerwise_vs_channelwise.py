@@ -4,8 +4,8 @@ The same dense network, at the same initial weights, is linearized late to the s
 channel or one a layer. The dense trunks of both are equal; each is trained for itself, as their checkpoints hold other
 slopes.
 
-A layer pays once for all its units, while the loss pulls at its slope with all of them: at one strength a layer is under
-less pressure than a channel. The plan varies the strength of layers, so that a difference can be told from that.
+A layer pays once for all its units, while the loss pulls at its slope with all of them: at one strength a layer is
+under less pressure than a channel. The plan varies the strength of layers, so that a difference can be told from that.
 
 Source: follow-up of Mehmeti-Göpel and Disselhoff (arXiv 2506.14386) for the comparison; protocol our own.
 """
