@@ -121,6 +121,18 @@ def test_a_sweep_without_a_finished_run_is_empty(tmp_path: Path) -> None:
         sweep.analyze("kernel-distance")
 
 
+def test_a_setting_named_like_a_column_of_the_table_hides_none(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"plan": [{"run": "arms/0123456789ab/3"}]}')
+    config = {"kind": "scratch", "seed": 9, "width": 4}
+    run = RunWriter(tmp_path / "arms" / "0123456789ab" / "3", {"config": config, "seed": 3, "results": {"napl": 2.0}})
+    run.close()
+    (row,) = Sweep.open(tmp_path).table.to_dict("records")
+    assert row == {
+        "kind": "arm", "run": "arms/0123456789ab/3", "seed": 3, "setting_kind": "scratch", "setting_seed": 9,
+        "width": 4, "napl": 2.0,
+    }  # fmt: skip
+
+
 def test_a_run_is_read_while_xarray_has_it_open(writer: RunWriter, tmp_path: Path) -> None:
     writer.close()
     xr = pytest.importorskip("xarray")

@@ -80,15 +80,22 @@ class Sweep:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Tidy table, one row a finished run: kind ("trunk" or "arm"), run, seed, every setting, every result."""
+        """Tidy table, one row a finished run: kind ("trunk" or "arm"), run, seed, every setting, every result.
+
+        A setting that has the name of one of the first three columns is ``setting_<name>`` here.
+        """
         import pandas as pd
 
         rows = []
         for name, manifest in self._finished.items():
             kind = "trunk" if name.startswith("trunks/") else "arm"
-            settings = manifest.get("config") or {}
+            own = {"kind": kind, "run": name, "seed": manifest.get("seed")}
+            settings = {
+                f"setting_{name}" if name in own else name: value
+                for name, value in (manifest.get("config") or {}).items()
+            }
             results = manifest.get("results") or {}
-            rows.append({"kind": kind, "run": name, "seed": manifest.get("seed"), **settings, **results})
+            rows.append({**own, **settings, **results})
         return pd.DataFrame(rows, columns=None if rows else ["kind", "run", "seed"])
 
     @cached_property
