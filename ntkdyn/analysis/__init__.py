@@ -45,6 +45,8 @@ _HOMES = {
     "arm_model": ("arm_models", "beyond_start_and_seed"),
     "mediation": ("family_ratio", "fieller", "judge_mediation"),
     "kernel_ridge": ("kernel_ridge_error",),
+    "collapse": ("accuracy_at", "kept_and_lost", "standing", "steepest"),
+    "ratios": ("invariance", "paired_ratio", "share_between", "spread_factor"),
     "advantage": ("equivalence", "interaction", "mean_interval", "paired_gap", "relation", "verdict"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -65,6 +67,10 @@ if TYPE_CHECKING:
     from .alignment import target_alignment_full as target_alignment_full
     from .arm_model import arm_models as arm_models
     from .arm_model import beyond_start_and_seed as beyond_start_and_seed
+    from .collapse import accuracy_at as accuracy_at
+    from .collapse import kept_and_lost as kept_and_lost
+    from .collapse import standing as standing
+    from .collapse import steepest as steepest
     from .drift import Velocity as Velocity
     from .drift import constant_share as constant_share
     from .drift import distance_matrix as distance_matrix
@@ -91,6 +97,10 @@ if TYPE_CHECKING:
     from .power import within_power as within_power
     from .randomization import max_t as max_t
     from .randomization import sign_flip_test as sign_flip_test
+    from .ratios import invariance as invariance
+    from .ratios import paired_ratio as paired_ratio
+    from .ratios import share_between as share_between
+    from .ratios import spread_factor as spread_factor
     from .scaling import WidthExponent as WidthExponent
     from .scaling import kernel_deviation as kernel_deviation
     from .scaling import kernel_spread as kernel_spread
