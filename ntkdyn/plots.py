@@ -58,7 +58,6 @@ _SETTINGS: dict[str, Any] = {
     "legend.frameon": False,
     "legend.handlelength": 2.4,
     "image.interpolation": "nearest",
-    "savefig.dpi": 200,
     "svg.hashsalt": "ntkdyn",
     "svg.fonttype": "path",
 }
@@ -91,9 +90,12 @@ def stacked(figure: FigureBase, heights: Sequence[float], *, legend: float = 0.3
     return list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights))[:, 0])
 
 
-def png(figure: Figure) -> bytes:
-    """Return the figure as PNG, the same bytes for the same figure."""
-    return _rendered(figure, "png", {"Software": None})
+def png(figure: Figure, *, dpi: int = 200) -> bytes:
+    """Return the figure as PNG, the same bytes for the same figure.
+
+    Args: dpi: pixels an inch.
+    """
+    return _rendered(figure, "png", {"Software": None}, dpi)
 
 
 def svg(figure: Figure) -> bytes:
@@ -340,13 +342,20 @@ def draw_raster(
     return image
 
 
-def logarithmic(ax: Axes) -> None:
-    """Make the y axis logarithmic after drawing, with plain numbers as labels: 1, 2, 5 where it spans little."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+def logarithmic(ax: Axes, *, axis: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic after drawing, with plain numbers as labels: 1, 2, 5 where it spans little."""
+    (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    line = ax.xaxis if axis == "x" else ax.yaxis
+    line.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    line.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    line.set_minor_formatter(NullFormatter())
+
+
+def within(ax: Axes, low: float, high: float) -> None:
+    """Cut the y axis, after drawing, to the values that are possible: intervals of few seeds reach beyond."""
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, low), min(top, high))
 
 
 def finish(figure: FigureBase, *, columns: int = 2) -> None:
@@ -370,7 +379,7 @@ def _axes(ax: Axes | None) -> Axes:
     return ax if ax is not None else new_figure().subplots()
 
 
-def _rendered(figure: Figure, format: Literal["png", "svg"], metadata: dict[str, Any]) -> bytes:
+def _rendered(figure: Figure, format: Literal["png", "svg"], metadata: dict[str, Any], dpi: int = 200) -> bytes:
     buffer = io.BytesIO()
     with style():
         engine = figure.get_layout_engine()
@@ -380,7 +389,7 @@ def _rendered(figure: Figure, format: Literal["png", "svg"], metadata: dict[str,
             engine.execute(figure)
             engine.execute(figure)
             figure.set_layout_engine("none")
-        figure.savefig(buffer, format=format, metadata=metadata)
+        figure.savefig(buffer, format=format, metadata=metadata, dpi=dpi)
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -90,3 +91,96 @@ def data_folder() -> Path:
 @pytest.fixture(autouse=True)
 def _single_threaded() -> None:
     torch.set_num_threads(1)
+
+
+SMALL_PLANS = {
+    "collapse": """
+        survivors = "keep"
+        [[grid]]
+        remaining = [0.5, 0.2]
+        [[grid]]
+        intervention = ["none"]
+        [[grid]]
+        kind = ["scratch", "scratch-wide"]
+        shallow_depth = [1]
+    """,
+    "core-network": """
+        penalty_weight = 0.2
+        [[grid]]
+        width = [4, 8]
+    """,
+    "layerwise-vs-channelwise": """
+        [[grid]]
+        granularity = ["channel", "layer"]
+        remaining = [0.5]
+    """,
+    "linearized-training": """
+        remaining = 0.5
+        [[grid]]
+        child = ["weights", "units"]
+        start_epoch = [0, 1]
+        [[grid]]
+        child = ["network"]
+    """,
+}
+
+
+@pytest.fixture(scope="session")
+def small_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """What writes the plan of a sweep with every kind of run of an experiment, as small and short as they can be."""
+
+    def plan(experiment: str, *, seeds: int = 1) -> Path:
+        file = tmp_path_factory.mktemp("plan") / "plan.toml"
+        settle = "" if experiment == "core-network" else "settle_epochs = 1"
+        file.write_text(
+            f"""
+            seeds = {seeds}
+            [settings]
+            width = 6
+            depth = 2
+            epochs = 4
+            pairs = 64
+            test_pairs = 40
+            batch_size = 32
+            probe_per_class = 1
+            start_epoch = 1
+            ramp_epochs = 1
+            {settle}
+            {SMALL_PLANS[experiment]}
+            """
+        )
+        return file
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def small_sweep(small_plan: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """What trains the sweep of a small plan, once and in this process, and gives its folder; nobody may change it."""
+    made: dict[str, Path] = {}
+
+    def sweep(experiment: str) -> Path:
+        from ntkdyn.checkpoint import load
+        from ntkdyn.configuration import configure
+        from ntkdyn.experiment import run_experiment
+        from ntkdyn.plugins import load_experiment
+        from ntkdyn.sweep import make_plan
+
+        if experiment not in made:
+            folder, chosen = tmp_path_factory.mktemp("sweep"), load_experiment(experiment)
+            plan = make_plan(experiment, file=small_plan(experiment))
+            for run in plan.runs:
+                run_experiment(
+                    chosen,
+                    configure(chosen.Config, run.config),
+                    seed=run.seed,
+                    path=folder / run.run,
+                    checkpoint_steps=frozenset(run.checkpoint_steps),
+                    start=None if run.parent is None else load(folder / run.parent),
+                    parent=run.parent,
+                )
+            (folder / "sweep.json").write_text(json.dumps(plan.to_json()))
+            made[experiment] = folder
+        return made[experiment]
+
+    return sweep

@@ -162,7 +162,9 @@ class Sweep:
     @property
     def table(self) -> pd.DataFrame:
         rows = [
-            {"kind": self.kinds[name], "run": name, "seed": one.seed, **one.config, **one.results}
+            {"kind": self.kinds[name], "run": name, "seed": one.seed}
+            | {f"setting_{key}" if key == "kind" else key: value for key, value in one.config.items()}
+            | one.results
             for name, one in self.runs.items()
         ]
         return pd.DataFrame(rows)
@@ -200,6 +202,7 @@ def sweep(
     controls: bool = True,
     samples: int = 10,
     snapshots: int = 7,
+    data: bool = False,
     diverged: frozenset[tuple[str, int, int]] = frozenset(),
     changes: Mapping[tuple[str, Any], float] = {},
     ratio: float = 40.0,
@@ -210,13 +213,14 @@ def sweep(
 
     ``changes`` are interventions before the switch at start epoch 2 (as CHANGES), with the given mask: accuracy follows
     what they move in the trunk's kernel up to there by ``ratio`` points a unit, and ``direct`` points for a family.
+    ``data``: the tasks are names of data sets, as of a setting that replaces ``task``.
     """
     runs: dict[str, Run] = {}
     kinds: dict[str, str] = {}
     parents: dict[str, str] = {}
 
     def add(kind: str, task: str, seed: int, accuracy: float, trunk: str | None, **settings: Any) -> str:
-        config = DEFAULTS | {"task": task} | settings
+        config = DEFAULTS | {"task": None if data else task, "data": task if data else None} | settings
         name = f"{kind}s/{len(runs):012x}/{seed}"
         failed = (task, int(config["start_epoch"]), seed) in diverged and kind == "arm"
         linear = config["intervention"] == "linearize"
@@ -281,3 +285,149 @@ def sweep(
             if seed == 0:
                 add("arm", task, seed, base + 50, trunk, intervention="none", start_epoch=late, data_order=1)
     return Sweep("sweep", runs, kinds, parents)
+
+
+@dataclass
+class Protocol:
+    """A sweep that is put together run by run; accuracies are given in percent and stored as shares."""
+
+    defaults: dict[str, Any]
+    runs: dict[str, Run] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+
+    def add(
+        self,
+        kind: str,
+        seed: int,
+        settings: Mapping[str, Any],
+        accuracy: float,
+        trunk: str | None = None,
+        **results: Any,
+    ) -> str:
+        """A run with these results; ``arrays`` among them are recorded."""
+        config = self.defaults | dict(settings)
+        name = f"{kind}s/{len(self.runs):012x}/{seed}"
+        arrays = results.pop("arrays", {})
+        values = {"test_accuracy": accuracy / 100, "diverged": float(not np.isfinite(accuracy))} | results
+        manifest = {"experiment": "protocol", "status": "finished"}
+        self.runs[name] = Run(name.replace("/", "-"), arrays, config, seed, values, manifest)
+        self.kinds[name] = kind
+        if trunk is not None:
+            self.parents[name] = trunk
+        return name
+
+    def sweep(self) -> Sweep:
+        return Sweep("sweep", self.runs, self.kinds, self.parents)
+
+
+def collapse_sweep(
+    *, seeds: int = 4, noise: float = 0.1, scratch: bool = True, settings: Mapping[str, Any] | None = None
+) -> Sweep:
+    """Extracted networks of 82, 82.2, 70 and 20 % at NAPL 6, 3, 1.5 and 0.3; from scratch 40 + 10 depth at NAPL depth.
+
+    Weighted path lengths of the extracted are half of that; ReLU networks have both the same.
+    """
+    base = {"task": "sum10", "data": None, "intervention": "none", "kind": "extracted", "shallow_depth": None}
+    protocol = Protocol(base | {"remaining": 0.1, "strength": 4.0, "width": 64} | dict(settings or {}))
+    generator = np.random.default_rng(3)
+    for seed in range(seeds):
+        own = generator.normal(0, 2)
+        draw = lambda: own + generator.normal(0, noise)  # noqa: B023, E731
+
+        def size(napl: float, share: float = 1.0, parameters: int = 5000) -> dict[str, float]:
+            return {"napl": napl, "weighted_napl": share * napl, "active_units": 64 * napl, "parameters": parameters}
+
+        trunk = protocol.add("trunk", seed, {}, 82 + draw(), **size(6))
+        for remaining, accuracy in ((0.5, 82.2), (0.25, 70.0), (0.05, 20.0)):
+            arm = {"intervention": "linearize", "remaining": remaining}
+            protocol.add("arm", seed, arm, accuracy + draw(), trunk, **size(6 * remaining, 0.5))
+        protocol.add("arm", seed, {"intervention": "linear"}, 10 + draw(), trunk, **size(0))
+        for depth in (1, 2, 7) if scratch else ():
+            for kind, more in (("scratch", 0), ("scratch-wide", 3000)):
+                arm = {"kind": kind, "shallow_depth": depth}
+                protocol.add("arm", seed, arm, 40 + 10 * depth + draw(), **size(depth, 1, 2000 + more))
+    return protocol.sweep()
+
+
+def core_network_sweep(
+    *,
+    seeds: int = 4,
+    tasks: Mapping[str, int] = {"sum10": 20, "first": 5},
+    starts: tuple[tuple[int, int], ...] = ((64, 3), (128, 3), (256, 3), (128, 2), (128, 6)),
+) -> Sweep:
+    """Cores of c, 2c and c units in layers at depth 3 whatever the width, and c units a layer at other depths."""
+    base = {"data": None, "intervention": "none", "penalty_weight": 0.02, "ramp_epochs": 6}
+    protocol = Protocol(base)
+    for task, core in tasks.items():
+        for width, depth in starts:
+            settings = {"task": task, "width": width, "depth": depth}
+            for seed in range(seeds):
+                trunk = protocol.add("trunk", seed, settings, 80.0, active_units=width * depth, napl=float(depth))
+                active = np.array([core, 2 * core, core] if depth == 3 else [core] * depth)
+                active[0] += seed % 2 if core else 0
+                units = {
+                    "units/step": np.array([0, 9]),
+                    "units/active": np.stack([np.full(depth, width), active]),
+                    "units/total": np.full(depth, width),
+                }
+                arm = settings | {"intervention": "linearize", "penalty_weight": 0.01}
+                size = {"active_units": float(active.sum()), "napl": float(active.sum() / width)}
+                protocol.add("arm", seed, arm, 70.0 + seed, trunk, arrays=units, **size)
+    return protocol.sweep()
+
+
+def layerwise_vs_channelwise_sweep(*, seeds: int = 4, noise: float = 0.1, task: str | None = "sum10") -> Sweep:
+    """Channel by channel 80, 75 and 60 % at three shares, layer by layer 80, 70 and 40 %."""
+    protocol = Protocol({"task": task, "data": None if task else "cifar-10", "intervention": "none", "remaining": 0.1})
+    generator = np.random.default_rng(4)
+    for seed in range(seeds):
+        own = generator.normal(0, 2)
+        for granularity, accuracies in (("channel", (80.0, 75.0, 60.0)), ("layer", (80.0, 70.0, 40.0))):
+            dense = {"napl": 4.0, "active_share": 1.0, "survivor_nonlinearity": 1.0}
+            trunk = protocol.add("trunk", seed, {"granularity": granularity}, 82 + own, **dense)
+            for remaining, accuracy in zip((0.75, 0.5, 0.25), accuracies, strict=True):
+                arm = {"granularity": granularity, "remaining": remaining, "intervention": "linearize"}
+                share = remaining - 0.05 * (granularity == "layer" and remaining == 0.25)
+                results = {"napl": 4 * share, "active_share": share}
+                results["survivor_nonlinearity"] = 0.4 if granularity == "channel" else 0.8
+                protocol.add("arm", seed, arm, accuracy + own + generator.normal(0, noise), trunk, **results)
+    return protocol.sweep()
+
+
+def linearized_training_sweep(*, seeds: int = 4, noise: float = 0.05, kernels: bool = True) -> Sweep:
+    """A network of 80 %; what children lose in the weights from epochs 0, 2, 4, 6 on: 30, 10, 0.1, 0 points.
+
+    In the units from 0 and 4 on: 20 and 5 points.
+    """
+    base = {
+        "task": "sum10",
+        "data": None,
+        "intervention": "none",
+        "child": "network",
+        "start_epoch": 0,
+        "strength": 4.0,
+    }
+    protocol = Protocol(base)
+    generator = np.random.default_rng(6)
+    for seed in range(seeds):
+        own = generator.normal(0, 2)
+        arrays = run(seed=seed, snapshots=7).arrays if kernels else {}
+        trunk = protocol.add("trunk", seed, {}, 80 + own, arrays=arrays, dense_accuracy=0.1)
+        for child, lost in (("weights", {0: 30.0, 2: 10.0, 4: 0.1, 6: 0.0}), ("units", {0: 20.0, 4: 5.0})):
+            for start, points in lost.items():
+                arm = {"child": child, "start_epoch": start}
+                if child == "units":
+                    arm |= {"intervention": "linearize", "strength": 2.0}
+                accuracy = 80 + own - points + generator.normal(0, noise)
+                protocol.add("arm", seed, arm, accuracy, trunk, dense_accuracy=0.1 + 0.1 * start)
+    return protocol.sweep()
+
+
+PROTOCOLS = {
+    "collapse": collapse_sweep,
+    "core-network": core_network_sweep,
+    "layerwise-vs-channelwise": layerwise_vs_channelwise_sweep,
+    "linearized-training": linearized_training_sweep,
+}
+"""Sweeps of the studies that belong to one experiment each."""

@@ -126,3 +126,19 @@ def test_long_labels_stay_in_the_figure() -> None:
         box = legend.get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
     assert 0 <= box.y0 < box.y1 <= ax.get_window_extent().y0
+
+
+def test_axes_are_logarithmic_with_plain_numbers_and_cut_to_what_is_possible(ax: matplotlib.axes.Axes) -> None:
+    plots.draw_lines([0.5, 20.0], [-30.0, 130.0], ax=ax)
+    plots.logarithmic(ax, axis="x")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    assert ax.xaxis.get_major_formatter()(0.5) == "0.5"
+    plots.within(ax, 0, 100)
+    assert ax.get_ylim() == (0, 100)
+    plots.within(ax, -10, 200)
+    assert ax.get_ylim() == (0, 100)
+
+
+def test_fewer_pixels_make_a_smaller_file(ax: matplotlib.axes.Axes) -> None:
+    plots.draw_lines([0, 1], [0, 1], ax=ax)
+    assert len(plots.png(ax.figure, dpi=60)) < len(plots.png(ax.figure))

@@ -46,10 +46,10 @@ def test_the_page_stands_alone(written: report.Report) -> None:
     assert "@import" not in style[0]
 
 
-def test_every_study_appears_with_figure_numbers_and_reading(written: report.Report) -> None:
+def test_every_study_appears_with_figure_numbers_and_reading(written: report.Report, synthetic: ModuleType) -> None:
     text = written.path.read_text(encoding="utf-8")
-    # The only study that belongs to another experiment.
-    assert {label.split(",")[0] for label in written.unavailable} == {"width-scaling"}
+    # The studies that belong to another experiment.
+    assert {label.split(",")[0] for label in written.unavailable} == {"width-scaling", *synthetic.PROTOCOLS}
     for stem in ("advantage", "controls", "drift-gap", "reference-levels", "kernel-distance-sum10", "cka-first"):
         assert f'id="{stem}"' in text
         for suffix in ("png", "svg", "csv", "json"):

@@ -26,6 +26,7 @@ def test_the_house_brings_all_its_studies() -> None:
     assert set(STUDIES) >= {
         "advantage", "cka", "controls", "drift-gap", "gates", "kernel-distance", "kernel-velocity", "learning-curve",
         "path-length", "reference-levels", "relation", "spectrum", "target-alignment", "units", "width-scaling",
+        "collapse", "core-network", "layerwise-vs-channelwise", "linearized-training",
     }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def test_every_study(name: str, synthetic: ModuleType, sweep: Any) -> None:
     elif study.scope == "run":
         sources = {"seed 0": synthetic.run(seed=0, moving=True), "seed 1": synthetic.run(seed=1, moving=True)}
     else:
-        sources = {"sweep": sweep}
+        sources = {"sweep": synthetic.PROTOCOLS[name]() if name in synthetic.PROTOCOLS else sweep}
     datasets = {}
     for label, source in sources.items():
         assert study.unavailable(source) is None
