@@ -85,6 +85,7 @@ def test_a_kernel_in_bands_is_the_kernel(
     # What making the bands took is charged to the probe.
     assert run.costs()["ntk"]["seconds"] > 0.001
     assert run.costs()["ntk"]["share"] <= 1
+    assert run.costs()["ntk"]["seconds"] == pytest.approx(run.costs()["ntk"]["share"] * run.seconds)
     recorder.close()
 
 

@@ -118,6 +118,11 @@ class Run:
             for group, (count, seconds, size) in sorted(noted["costs"].items())
         }
 
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first snapshot to the last, over all resumptions."""
+        return float(costs_of(self._reader.sources)["elapsed"])
+
     def groups(self) -> list[str]:
         """Groups with a step axis: "ntk/test", "units", …"""
         return self._reader.groups()
