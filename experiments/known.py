@@ -109,6 +109,17 @@ KNOWN = (
         cost="18 runs, 760,500 training steps of 128 images on a GPU; what a step takes there was not measured",
     ),
     KnownExperiment(
+        key="translation",
+        title="English to German on Multi30k",
+        experiment="translation",
+        plan="translation",
+        source=PAPER,
+        says=("machine translation is one of its two domains (abstract)", *_EARLY_OR_LATE),
+        unknown="the data set, the details of the Transformer, and any BLEU",
+        studies=("translation",),
+        figure="translation",
+    ),
+    KnownExperiment(
         key="collapse",
         title="accuracy against path length, and shallow networks from scratch",
         experiment="collapse",

@@ -33,6 +33,7 @@ ORDER = (
     "core-network",
     "layerwise-vs-channelwise",
     "linearized-training",
+    "translation",
     "drift-gap",
     "reference-levels",
     "learning-curve",

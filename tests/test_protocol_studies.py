@@ -12,7 +12,7 @@ from ntkdyn import plots
 from ntkdyn.plugins import load_study
 from ntkdyn.studies.groups import beside, groups
 
-NAMES = ["collapse", "core-network", "layerwise-vs-channelwise", "linearized-training"]
+NAMES = ["collapse", "core-network", "layerwise-vs-channelwise", "linearized-training", "translation"]
 
 
 def said(name: str, sweep: Any) -> tuple[Any, list[str]]:
@@ -247,3 +247,29 @@ def test_no_drift_without_kernels_and_no_advantage_without_the_network(synthetic
     assert len(figure.axes) == 2
     source.runs = {name: run for name, run in source.runs.items() if run.config["child"] != "network"}
     assert "add child=network" in study.unavailable(source)
+
+
+def test_translation_gaps_and_curve_in_bleu(synthetic: ModuleType) -> None:
+    dataset, sentences = said("translation", synthetic.translation_sweep(noise=0.0))
+    assert dataset["line"].values.tolist() == [
+        "multi30k, mask = learned, remaining = 0.1",
+        "multi30k, mask = random, remaining = 0.1",
+    ]
+    assert dataset["gap_mean"].values == pytest.approx([4, 0, 4])
+    assert dataset["contrast"].values[2].startswith("interaction: learned - random")
+    assert dataset["curve"].values.tolist() == ["multi30k, mask = learned, start_epoch = 4"]
+    assert np.isfinite(dataset["curve_mean"].values).all()
+    text = " ".join(sentences)
+    assert "in BLEU, networks linearized from epoch 4 on end higher than those from epoch 0 on by 4.0 points" in text
+    assert "differ by no more than 1 points" in text
+    assert "kept or exceeded, to within 1 BLEU, down to NAPL 2 (-0.2 BLEU" in text
+    assert "from NAPL 0.5 (-4.0 BLEU" in text
+    assert "Reference: dense network" in text
+    assert "so few seeds allow no p below 0.12" in text
+    more = " ".join(said("translation", synthetic.translation_sweep(seeds=8))[1])
+    assert "3 comparisons by max-T, p < 0.05 at multi30k, mask = learned, remaining = 0.1" in more
+    source = synthetic.translation_sweep()
+    study = load_study("translation")
+    for run in source.runs.values():
+        run.config |= {"start_epoch": 0, "remaining": 0.1}
+    assert "no two linearized arms differ in start or share of units alone" in study.unavailable(source)

@@ -26,7 +26,7 @@ def test_the_house_brings_all_its_studies() -> None:
     assert set(STUDIES) >= {
         "advantage", "cka", "controls", "drift-gap", "gates", "kernel-distance", "kernel-velocity", "learning-curve",
         "path-length", "reference-levels", "relation", "spectrum", "target-alignment", "units", "width-scaling",
-        "collapse", "core-network", "layerwise-vs-channelwise", "linearized-training",
+        "collapse", "core-network", "layerwise-vs-channelwise", "linearized-training", "translation",
     }  # fmt: skip
 
 
