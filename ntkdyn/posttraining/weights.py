@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,9 @@ def load_weights(model: nn.Module, path: str | Path) -> str:
     recording. Weights may lie under ``state_dict``, ``model_state_dict`` or ``model``; a prefix ``module.`` or
     ``_orig_mod.`` of all names is taken off. Names are those of the network, or those that it had before it was gated.
 
-    Raises: MissingRecording: there is no such file.  DamagedRecording: it cannot be read.  UntrustedFile: it holds
-        objects that are no tensors.  ConfigurationError: it is of another network, or holds NaN.
+    Raises: MissingRecording: there is no such file.  DamagedRecording: it cannot be read.  UntrustedFile: it is no
+        file, holds objects that are no tensors, or less than its tensors would take.  ConfigurationError: it is of
+        another network, or holds NaN.
     """
     state, digest = read_weights(path)
     fit_weights(model, state, f"checkpoint {path}")
@@ -67,6 +70,12 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> No
             f"{where}: does not fit the {type(model).__name__} that is built: {'; '.join(problems)}; build the network "
             "that it was saved from, with gates of the same granularity"
         )
+    # After the shapes, and in the network's own types, some of which a file may have and isnan not.
+    spoilt = [name for name, value in model.state_dict().items() if value.is_floating_point() and value.isnan().any()]
+    if spoilt:
+        raise ConfigurationError(
+            f"{where}: found NaN in {_first(spoilt)}, expected numbers; give a checkpoint from before training diverged"
+        )
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -79,6 +88,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
         data = read(path)
     except FileNotFoundError:
         raise MissingRecording(f"checkpoint {path}: there is no such file; give a file of weights") from None
+    except UntrustedFile:
+        raise UntrustedFile(
+            f"checkpoint {path}: found a FIFO or device, expected a file of weights or a folder checkpoints/<step>; "
+            "copy what it gives into a file first"
+        ) from None
     # The header of a safetensors file is JSON behind its length; files of torch.save are zip archives or pickles.
     content = _from_safetensors(data, path) if data[8:9] == b"{" else _from_torch(data, path)
     return _tensors(content, path), hashlib.sha256(data).hexdigest()
@@ -117,12 +131,17 @@ def _from_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def _from_torch(data: bytes, path: Path) -> Any:
+    if data[:2] == b"PK":
+        _refuse_compressed(data, path)
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # It warns of a pickle of another kind before it refuses it.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # Its reader raises nearly everything on a damaged file: RuntimeError, EOFError, KeyError, UnpicklingError.
-        stranger = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        if stranger and data[:2] in (b"PK", b"\x80\x02"):
+        stranger = re.search(r"GLOBAL (\S+)", str(error))
+        if stranger:
             raise UntrustedFile(
                 f"checkpoint {path}: holds an object of {stranger[1]}, expected tensors alone, as loading it would run "
                 "code out of the file; save the weights alone: torch.save(model.state_dict(), file)"
@@ -130,9 +149,26 @@ def _from_torch(data: bytes, path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
+def _refuse_compressed(data: bytes, path: Path) -> None:
+    """Refuse an archive that is larger than its file: torch.save never compresses, and zeros shrink a thousandfold."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise _damaged(path, error) from error
+    if total > len(data):
+        raise UntrustedFile(
+            f"checkpoint {path}: found {total} bytes compressed into a file of {len(data)}, expected them as "
+            "torch.save writes them, not compressed; save the weights again"
+        )
+
+
 def _damaged(path: Path, error: Exception) -> DamagedRecording:
-    reason = " ".join(str(error).split()).partition(". This is")[0]
-    reason = f"{type(error).__name__}: {reason.rpartition('WeightsUnpickler error: ')[2][:100]}"
+    reason = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
+    # Around what it found, torch advises to read the file with pickle all the same.
+    for advice in ("Weights only load failed", "This is", "Please", "Check the documentation"):
+        reason = reason.partition(advice)[0]
+    reason = f"{type(error).__name__}: {reason[:100].strip(' .')}" if reason.strip() else type(error).__name__
     return DamagedRecording(
         f"checkpoint {path}: not readable as safetensors or as a file of torch.save ({reason}); save the weights again"
     )
@@ -147,13 +183,20 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
             f"checkpoint {path}: found {found}, expected a state dict: names and tensors, at the top or under "
             f"{', '.join(_INSIDE)}"
         )
-    spoilt = [name for name, value in state.items() if value.is_floating_point() and bool(value.isnan().any())]
-    if spoilt:
-        raise ConfigurationError(
-            f"checkpoint {path}: found NaN in {_first(spoilt)}, expected numbers; give a checkpoint from before "
-            "training diverged"
+    empty = [name for name, value in state.items() if not _whole(value)]
+    if empty:
+        raise UntrustedFile(
+            f"checkpoint {path}: found {_first(empty)} with fewer numbers in the file than in its shape, or sparse, "
+            "expected dense tensors; save them after .to_dense().contiguous()"
         )
     return dict(state)
+
+
+def _whole(value: Tensor) -> bool:
+    """Whether a tensor has in its storage all numbers of its shape; an expanded one may ask for any memory."""
+    if value.layout is not torch.strided or value.is_nested or value.is_meta:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _first(names: Sequence[str]) -> str:

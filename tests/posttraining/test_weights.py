@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
+import os
+import pickle
+import warnings
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -166,6 +172,112 @@ def test_objects_are_not_run(tmp_path: Path) -> None:
     text = refusal(UntrustedFile, tmp_path / "arguments.pt")
     assert "argparse.Namespace" in text
     assert "save the weights alone: torch.save(model.state_dict(), file)" in text
+
+
+class Calling:
+    """Pickled as a call of a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(os.system, "posix.system"), (eval, "eval"), (getattr, "getattr"), (functools.partial, "functools.partial")],
+)
+@pytest.mark.parametrize("form", ["zip", "old", "pickle"])
+def test_objects_of_blocked_modules_are_named_as_any_other(function: Any, name: str, form: str, tmp_path: Path) -> None:
+    """torch words its refusal of os.system differently; the message was that of a damaged file, with its advice."""
+    content = {"weight": torch.zeros(2), "more": Calling(function, "echo")}
+    file = tmp_path / "net.pt"
+    if form == "pickle":
+        file.write_bytes(pickle.dumps(content["more"], protocol=2))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
+    assert refusal(UntrustedFile, file) == (
+        f"checkpoint {file}: holds an object of {name}, expected tensors alone, as loading it would run code out of "
+        "the file; save the weights alone: torch.save(model.state_dict(), file)"
+    )
+
+
+def test_no_advice_of_torch_is_passed_on(tmp_path: Path) -> None:
+    """It is to read the file with weights_only=False."""
+    file = tmp_path / "net.pt"
+    for content in (pickle.dumps({"a": Calling(eval, "1")}, protocol=4), b"\x80\x02}", b"noise", b"\x80\x02."):
+        file.write_bytes(content)
+        text = refusal(DamagedRecording, file)
+        for advice in ("weights_only", "PyTorch", "Please", "documentation", "trust"):
+            assert advice not in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        file.write_bytes(pickle.dumps([1], protocol=4))
+        assert "(UnpicklingError: Unsupported operand 149)" in refusal(DamagedRecording, file)
+
+
+@pytest.fixture
+def little_memory() -> Any:
+    """An address space in which no more than 1 GiB can be taken."""
+    resource = pytest.importorskip("resource")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_tensor_that_is_larger_than_what_the_file_holds(tmp_path: Path, little_memory: Any) -> None:
+    """A file of 1 kB was a tensor of 3 * 10^10 numbers, and the search for NaN took 30 GB."""
+    file = tmp_path / "net.pt"
+    for value in (
+        torch.zeros(1).expand(3 * 10**10),
+        torch.zeros(4)[::2].expand(3, 2),
+        torch.zeros(3, 3).to_sparse(),
+        torch.zeros(3, device="meta"),
+    ):
+        torch.save({**network().state_dict(), "1.weight": value}, file)
+        assert "found 1.weight with fewer numbers in the file than in its shape, or sparse, expected dense" in refusal(
+            UntrustedFile, file
+        )
+
+
+def test_views_that_are_in_the_file_load(tmp_path: Path) -> None:
+    state = network().state_dict()
+    whole = torch.cat([state["0.weight"], state["0.weight"]])
+    torch.save({**state, "0.weight": whole[6:], "3.weight": state["3.weight"].T.contiguous().T}, tmp_path / "net.pt")
+    model = gated()
+    load_weights(model, tmp_path / "net.pt")
+    assert torch.equal(model(X), network()(X))
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """torch unpacks one: 200 kB of it are 200 MB of zeros."""
+    stored = io.BytesIO()
+    torch.save({**network().state_dict(), "1.weight": torch.zeros(10**6)}, stored)
+    file = tmp_path / "net.pt"
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in source.namelist():
+            packed.writestr(name, source.read(name))
+    text = refusal(UntrustedFile, file)
+    assert f"bytes compressed into a file of {file.stat().st_size}, expected them as torch.save writes them" in text
+
+
+def test_shapes_are_compared_before_numbers(tmp_path: Path) -> None:
+    torch.save({**network().state_dict(), "0.weight": torch.full((9, 9), torch.nan)}, tmp_path / "net.pt")
+    assert "found 0.weight [9, 9] instead of [6, 5]" in refusal(ConfigurationError, tmp_path / "net.pt")
+
+
+def test_a_pipe_or_device_is_no_checkpoint(tmp_path: Path) -> None:
+    """The remedy was to remove it."""
+    os.mkfifo(tmp_path / "pipe.pt")
+    for file in (tmp_path / "pipe.pt", Path("/dev/zero")):
+        assert refusal(UntrustedFile, file).endswith(
+            "found a FIFO or device, expected a file of weights or a folder checkpoints/<step>; copy what it gives "
+            "into a file first"
+        )
 
 
 def test_what_holds_no_weights(tmp_path: Path) -> None:
