@@ -23,7 +23,6 @@ from .training import PostTraining
 from .weights import state_tensors
 
 # Enough to gate a network and to look at its outputs.
-# Enough to gate a network and to look at its outputs.
 _EXAMPLE_SAMPLES = 32
 
 

@@ -31,7 +31,8 @@ class Results:
     """Report of a post-training, and its folder ``out``; with None nothing is written.
 
     ``model.safetensors`` is the network at the last target, ``model-<units>-units.safetensors`` those at targets before
-    it, written when a target is reached. ``report.json`` is replaced then, and says how far the whole came.
+    it, written when a target is reached. ``report.json`` is replaced then, and says how far the whole came; of each
+    target it has ``target_asked``, the share or number that was asked for, and ``target``, the number of units it is.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class Results:
         training = self._training
         point = training.curve[-1]
         self.ends.append(point)
-        entry: dict[str, Any] = {"target": training.settings.targets[len(self.ends) - 1]} | asdict(point)
+        asked = training.settings.targets[len(self.ends) - 1]
+        entry: dict[str, Any] = {"target_asked": asked} | asdict(point)
         entry["active_units_of_gates"] = dict(nonlinear_units(training.model).active)
         if self._out is not None:
             make_folder(self._out)
@@ -65,9 +67,9 @@ class Results:
         self._write_report()
 
     def finish(self, status: Status, divergence: str = "") -> None:
-        """Write curve and report; nothing where no step was taken."""
+        """Write curve and report; nothing where training failed before its first step."""
         self.status, self.divergence = status, divergence
-        if self._out is None or not self._training.step:
+        if self._out is None or not (self._training.step or status == "diverged"):
             return
         make_folder(self._out)
         curve = self._training.curve
@@ -91,6 +93,7 @@ class Results:
             "ntkdyn": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
             "status": self.status,
             "diverged": self.status == "diverged",
             "divergence": self.divergence,

@@ -193,12 +193,19 @@ def test_report_and_table_hold_the_curve(task: Any, trained: Any, tmp_path: Path
     assert report["settings"]["seed"] == 3
     assert report["network"]["units_of_gates"] == {"2": 12, "4": 12}
     assert report["targets"][0]["file"] == "model.safetensors"
-    assert report["targets"][0]["target"] == 5
+    assert report["threads"] == torch.get_num_threads()
     with (out / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["test_accuracy"]) for row in rows] == [point.test_accuracy for point in done.curve]
     assert [int(row["active_units"]) for row in rows] == [point.active_units for point in done.curve]
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_has_what_was_asked_and_the_units_that_it_is(task: Any, trained: Any) -> None:
+    """One key for both had 9 where 0.5 was asked for."""
+    done = nd.linearize(trained(), task.train[:4], task.test, target=(0.5, 0.26, 3), **BRIEF)
+    told = [(entry["target_asked"], entry["target"], entry["active_units"]) for entry in done.report["targets"]]
+    assert told == [(0.5, 12, 12), (0.26, 6, 6), (3, 3, 3)]
 
 
 def test_recording_has_the_ramp_and_changes_nothing(task: Any, trained: Any, tmp_path: Path) -> None:
