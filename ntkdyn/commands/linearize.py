@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--samples", type=click.IntRange(min=1), help="Class-balanced part of the training samples.")
 @click.option("--test-samples", type=click.IntRange(min=1), help="Class-balanced part of the test samples.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: NTKDYN_DATA, ./data.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option("--record/--no-record", default=True, show_default=True, help="Also record cheap probes into OUT/run.")
 def linearize(

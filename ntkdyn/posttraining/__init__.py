@@ -126,7 +126,7 @@ def linearize(
         training = prepare(model, train_loader, test_loader, loss=loss, granularity=granularity, settings=settings)
         training.measure_dense()
         facts = dict(manifest or {})
-        remarks = settings.doubts()
+        remarks = settings.doubts(training.counts)
         if training.meter.untraceable:
             remarks.append(f"{training.meter.untraceable}; the curve has no path lengths")
         warn(remarks)

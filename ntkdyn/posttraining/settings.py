@@ -18,6 +18,7 @@ OptimizerName = Literal["adam", "sgd"]
 Target = float | int
 
 _RECOVERY_SHARE = 0.25
+_SEED_LIMIT = 2**63  # of torch's generators and of integers in a recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Settings:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigurationError(f"linearize: found {name}={value!r}, expected a whole number from {least} on")
+        if self.seed >= _SEED_LIMIT:
+            raise ConfigurationError(f"linearize: found seed={self.seed}, expected a whole number below 2^63")
         for name, rate, fits in (
             ("learning_rate", self.learning_rate, self.learning_rate > 0),
             ("momentum", self.momentum, 0 <= self.momentum < 1),
@@ -86,14 +89,21 @@ class Settings:
         """Epochs that one target takes."""
         return self.ramp_epochs + self.settling + self.recovery_epochs
 
-    def doubts(self) -> list[str]:
-        """What will probably hurt, in one line each."""
+    def doubts(self, counts: Sequence[int]) -> list[str]:
+        """What will probably hurt, in one line each; ``counts`` are the units that the targets ask for."""
+        lines = [
+            f"linearize: target {target} of the units is none of them after rounding, and the network becomes linear; "
+            "give 0 if that is meant, or a larger share or number"
+            for target, count in zip(self.targets, counts, strict=True)
+            if target and not count
+        ]
         if self.recovery_epochs >= _RECOVERY_SHARE * self.epochs:
-            return []
+            return lines
         return [
+            *lines,
             f"linearize: recovery_epochs={self.recovery_epochs} of {self.epochs} epochs leave the network no time to "
             f"recover from the ramp; rule: ramp and settling end by {1 - _RECOVERY_SHARE:.0%} of the epochs, here with "
-            f"recovery_epochs={math.ceil((self.ramp_epochs + self.settling) / 3)} or more"
+            f"recovery_epochs={math.ceil((self.ramp_epochs + self.settling) / 3)} or more",
         ]
 
 

@@ -171,6 +171,7 @@ def test_targets_may_be_repeated_and_no_recovery_is_warned_of(command: Any) -> N
         ({"device": "quantum"}, 2, "device 'quantum': cannot be used"),
         ({"learning_rate": -1}, 2, "found learning_rate=-1.0, expected a positive number"),
         ({"common_slope": 1, "survivors": "common"}, 2, "common_slope is 1.0"),
+        ({"seed": 99999999999999999999}, 2, "99999999999999999999 is not in the range 0<=x<=9223372036854775807"),
         ({"survivors": "all"}, 2, "'all' is not one of 'keep', 'common', 'relu'"),
     ],
 )

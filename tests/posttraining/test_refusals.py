@@ -87,6 +87,7 @@ def test_texts_that_are_no_target(text: str, message: str) -> None:
         ({"ramp_epochs": 1.5}, "found ramp_epochs=1.5, expected a whole number"),
         ({"points": 0}, "found points=0"),
         ({"seed": -1}, "found seed=-1"),
+        ({"seed": 99999999999999999999}, "found seed=99999999999999999999, expected a whole number below 2^63"),
         ({"settle_epochs": 1}, "found settle_epochs=1 with survivors='keep'"),
         ({"settle_epochs": 0, "survivors": "relu"}, "found settle_epochs=0 with survivors='relu', expected at least 1"),
         ({"learning_rate": 0.0}, "found learning_rate=0.0, expected a positive number"),
@@ -203,6 +204,37 @@ def test_no_recovery_is_warned_of_with_the_rule(task: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         nd.linearize(task.network(), task.train[:2], task.test, ramp_epochs=3, recovery_epochs=1)
+
+
+def test_a_share_that_is_no_unit_is_warned_of(task: Any) -> None:
+    """A share of 0.01 of 24 units made the network linear without a word."""
+    told = (
+        "linearize: target 0.01 of the units is none of them after rounding, and the network becomes linear; give 0 if "
+        "that is meant, or a larger share or number"
+    )
+    with pytest.warns(RuntimeWarning) as caught:
+        done = nd.linearize(task.network(), task.train[:2], task.test, target=(0.5, 0.01), **BRIEF)
+    assert [str(one.message) for one in caught if one.category is RuntimeWarning] == [told]
+    assert done.report["warnings"] == [told]
+    assert done.ends[1].active_units == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        nd.linearize(task.network(), task.train[:2], task.test, target=0, **BRIEF)
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_divergence_before_the_first_step_has_the_report_that_it_names(task: Any, tmp_path: Path, record: bool) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets) * (torch.nan if outputs.requires_grad else 1)
+
+    out = tmp_path / "out"
+    with pytest.raises(DivergedTraining, match="found loss nan at step 0") as caught:
+        nd.linearize(task.network(), task.train[:2], task.test, loss=loss, out=out, record=record, **BRIEF)
+    assert f"{out / 'report.json'} has the curve until then" in str(caught.value)
+    report = load_json((out / "report.json").read_bytes())
+    assert report["status"] == "diverged"
+    assert [point["phase"] for point in report["curve"]] == ["dense"]
+    assert not list(out.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("place", ["loss", "slope", "evaluation"])
