@@ -38,7 +38,10 @@ def named_data(name: str | Path, *, data_dir: str | Path | None = None, size: in
     if path.suffix == ".npz":
         return load_npz(path)
     if text and path.exists():
-        raise ConfigurationError(f"data {path}: found a file, expected an npz file or a folder of images")
+        found = "a file" if path.is_file() else "a FIFO or device"
+        raise ConfigurationError(
+            f"data {path}: found {found}, expected an npz file, a folder of images or a known name"
+        )
     if len(path.parts) > 1:
         raise MissingData(f"data {path}: not found, expected an npz file, a folder of images or a known name")
     raise UnknownName(f"data {text!r} is no npz file, no folder and no known data set; {nearest(text, known)}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, ShapeError
+from ..errors import ConfigurationError, MissingData, ShapeError
 from .split import Dataset, Split
 from .verification import FileRecord, own_provenance
 
@@ -32,19 +32,25 @@ def load_npz(path: str | Path) -> Split:
     Floating and uint8 inputs become float32, other integers int64 (token ids). Labels are integers [N] from 0 on; the
     number of classes is the largest label + 1.
 
-    Raises: ConfigurationError: the file cannot be read, an array is missing, is not finite or has the wrong type, there
-            are more classes than samples, or the arrays are far larger than the file.
+    Raises: MissingData: there is no such file. ConfigurationError: it cannot be read, an array is missing, has the
+            wrong type or numbers that are not finite or not whole as they are loaded, there are more classes than
+            samples, or the arrays are far larger than the file.
         ShapeError: sizes do not fit together.
     """
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigurationError(f"data {path}: found a folder or device, expected an npz file of {_LIST}")
+            raise ConfigurationError(
+                f"data {path}: found a folder, FIFO or device, expected an npz file of {_LIST}; write them with "
+                "numpy.savez"
+            )
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             size = stream.tell()
             stream.seek(0)
             arrays = _arrays(stream, size, path)
+    except FileNotFoundError as error:
+        raise MissingData(f"data {path}: not found, expected an npz file of {_LIST}") from error
     except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         if isinstance(error, ConfigurationError):
             raise
@@ -121,9 +127,16 @@ def _inputs(array: Array, where: str) -> Tensor:
     if array.dtype.kind == "f" or array.dtype == np.uint8:
         if not np.isfinite(array).all():
             raise ConfigurationError(f"{where}: found NaN or infinity, expected finite numbers")
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        with np.errstate(over="ignore"):
+            loaded = np.ascontiguousarray(array, dtype=np.float32)
+        if not np.isfinite(loaded).all():
+            largest = array.flat[np.abs(array).argmax()]
+            raise ConfigurationError(
+                f"{where}: found {largest:g}, which float32 cannot hold, expected numbers below 3.4e38; rescale them"
+            )
+        return torch.from_numpy(loaded)
     if array.dtype.kind in "iu":
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+        return _whole_numbers(array, where)
     raise ConfigurationError(f"{where}: found type {array.dtype}, expected floating or integer numbers")
 
 
@@ -132,6 +145,13 @@ def _labels(array: Array, where: str) -> Tensor:
         raise ConfigurationError(f"{where}: found type {array.dtype}, expected integer labels")
     if array.ndim != 1 or not len(array):
         raise ShapeError(f"{where}: found shape {list(array.shape)}, expected [samples]")
-    if array.min() < 0:
-        raise ConfigurationError(f"{where}: found label {array.min()}, expected labels from 0 on")
+    labels = _whole_numbers(array, where)
+    if labels.min() < 0:
+        raise ConfigurationError(f"{where}: found label {labels.min()}, expected labels from 0 on")
+    return labels
+
+
+def _whole_numbers(array: Array, where: str) -> Tensor:
+    if array.max() > np.iinfo(np.int64).max:
+        raise ConfigurationError(f"{where}: found {array.max()}, which int64 cannot hold, expected numbers below 2^63")
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))

@@ -54,8 +54,9 @@ def test_size_is_for_folders_of_images() -> None:
             MissingData,
             "data some/where: not found, expected an npz file, a folder of images or a known name",
         ),
-        ("absent.npz", ConfigurationError, "data absent.npz: not readable as npz without pickle"),
-        ("text.txt", ConfigurationError, "data text.txt: found a file, expected an npz file or a folder of images"),
+        ("absent.npz", MissingData, "data absent.npz: not found, expected an npz file of x_train"),
+        ("text.txt", ConfigurationError, "data text.txt: found a file, expected an npz file, a folder of images or a"),
+        ("/dev/zero", ConfigurationError, "data /dev/zero: found a FIFO or device, expected an npz file, a folder of"),
         ("mnist", MissingData, "data set mnist: not found in nothing; put train-images-idx3-ubyte, "),
     ],
 )

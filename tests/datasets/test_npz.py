@@ -16,7 +16,7 @@ import pytest
 
 from ntkdyn.datasets import load_npz
 from ntkdyn.datasets.npz import _FREE
-from ntkdyn.errors import ConfigurationError
+from ntkdyn.errors import ConfigurationError, MissingData
 
 
 def members(**changes: bytes) -> dict[str, bytes]:
@@ -131,10 +131,15 @@ def test_damaged_archives(tmp_path: Path) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    assert "found a folder or device, expected an npz file" in refusal(tmp_path)
+    told = "found a folder, FIFO or device, expected an npz file of x_train, y_train, x_test, y_test; write them with"
+    assert told in refusal(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.npz")
-        assert "found a folder or device, expected an npz file" in refusal(tmp_path / "pipe.npz")
+        assert told in refusal(tmp_path / "pipe.npz")
+    with pytest.raises(
+        MissingData, match=re.escape(f"data {tmp_path / 'absent.npz'}: not found, expected an npz file")
+    ):
+        load_npz(tmp_path / "absent.npz")
 
 
 def test_label_out_of_range(tmp_path: Path) -> None:
@@ -143,3 +148,36 @@ def test_label_out_of_range(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.npz", members(y_test=labels.getvalue()))
     message = "found label 1000000000 among 12 samples, expected classes numbered from 0 on"
     assert message in refusal(path)
+
+
+def saved(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": np.full((8, 2), -1e300)}, "x_train: found -1e+300, which float32 cannot hold, expected numbers"),
+        ({"x_train": np.full((8, 2), 3.5e38)}, "x_train: found 3.5e+38, which float32 cannot hold"),
+        ({"x_test": np.full((4, 2), 2**63, np.uint64)}, "x_test: found 9223372036854775808, which int64 cannot hold"),
+        ({"y_test": np.full(4, 2**64 - 1, np.uint64)}, "y_test: found 18446744073709551615, which int64 cannot hold"),
+        ({"y_train": np.full(8, -1)}, "y_train: found label -1, expected labels from 0 on"),
+        ({"x_train": np.full((8, 2), np.inf)}, "x_train: found NaN or infinity, expected finite numbers"),
+    ],
+)
+def test_numbers_that_are_others_as_they_are_loaded(
+    tmp_path: Path, changes: dict[str, np.ndarray], message: str
+) -> None:
+    """1e300 became infinity in float32, and labels of uint64 wrapped."""
+    path = write(tmp_path / "mine.npz", members(**{name: saved(array) for name, array in changes.items()}))
+    assert message in refusal(path)
+
+
+def test_numbers_at_the_edge(tmp_path: Path) -> None:
+    edges = {"x_train": np.full((8, 2), 3.4e38), "x_test": np.full((4, 2), -3.4e38), "y_test": np.ones(4, np.uint64)}
+    split = load_npz(write(tmp_path / "mine.npz", members(**{name: saved(array) for name, array in edges.items()})))
+    assert split.train.inputs.isfinite().all()
+    assert split.test.targets.tolist() == [1] * 4
