@@ -6,8 +6,10 @@ import lzma
 import os
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import DamagedData, MissingData
 
@@ -26,17 +28,24 @@ def read_stored(path: Path, *, at_most: int, where: str, remedy: str) -> bytes:
     Raises: MissingData: there is no file. DamagedData: no plain file, or larger than its content can make it.
     """
     limit = at_most if _suffix(path) is None else at_most + at_most // 100 + _OVERHEAD
+    with plain_file(path, at_most=limit, where=where, remedy=remedy) as file:
+        return file.read(limit + 1)
+
+
+@contextmanager
+def plain_file(path: Path, *, at_most: int, where: str, remedy: str) -> Iterator[BinaryIO]:
+    """Open a file for reading that is a plain one, of no more than ``at_most`` bytes; errors as of ``read_stored``."""
     try:
         # Not blocking: a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise DamagedData(f"{where}: found a folder or device, expected a file; {remedy}")
-            if status.st_size > limit:
-                raise DamagedData(f"{where}: found {status.st_size} bytes, expected at most {limit}; {remedy}")
+                raise DamagedData(f"{where}: found a folder, FIFO or device, expected a file; {remedy}")
+            if status.st_size > at_most:
+                raise DamagedData(f"{where}: found {status.st_size} bytes, expected at most {at_most}; {remedy}")
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(limit + 1)
+                yield file
         finally:
             os.close(descriptor)
     except FileNotFoundError as error:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 
 from ..errors import ConfigurationError, DamagedData, MissingData, ShapeError
-from .compression import read_stored
+from .compression import plain_file, read_stored
 from .idx import Array
 from .images import scaled
 from .split import Dataset, Split
@@ -28,8 +30,18 @@ _ENDINGS = {".png", ".jpg", ".jpeg"}
 _BYTES_AT_MOST = 2**27  # of one file; the largest of ImageNet has 15 MB
 _PIXELS_AT_MOST = 2**26  # of one image; the largest of ImageNet has 62 million
 _SIZE_AT_MOST = 4096
+_REMEDY = "replace or remove it"
 _GRAY = {"1", "L", "LA"}
 _COLOR = {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the first bytes of an image say of it."""
+
+    gray: bool
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,9 @@ def image_folder(path: str | Path, *, size: int | None = None) -> Split:
     """Load images from train/CLASS/ and test/CLASS/ (val/CLASS/ where test has no classes): [N, C, H, W] in [0, 1].
 
     PNG and JPEG of 8 bits a channel. Classes are numbered in the order of their names; images come class by class,
-    in the order of their names. C is 1 if all images are gray, else 3; transparency is dropped. All images are held
-    in memory as float32.
+    in the order of their names. C is 1 if all images are gray, else 3; transparency is dropped, and pixels are taken
+    as they are stored: an orientation in EXIF is not applied, as torchvision's ImageFolder does not. All images are
+    held in memory as float32.
 
     Args: size: pixels of height and width, to which the middle square of each image is scaled (bilinear, antialiased).
         None: all images must have one size.
@@ -70,8 +83,10 @@ def image_folder(path: str | Path, *, size: int | None = None) -> Split:
         part: [(label, file) for label, name in enumerate(names) for file in listing.get(name, [])]
         for part, listing in (("train", train), (test_part, test))
     }
-    pictures = _decoded([file for part in files.values() for _, file in part], size, root)
-    colors = max(picture.pixels.shape[0] for picture in pictures)
+    every = [file for part in files.values() for _, file in part]
+    colors = _refuse_heads(every, size, root)
+    with ThreadPoolExecutor() as pool:
+        pictures = list(pool.map(lambda file: _decode(file, size), every))
     split, records, start = {}, [], 0
     for part, labeled in files.items():
         taken = pictures[start : start + len(labeled)]
@@ -108,47 +123,72 @@ def _listing(root: Path, part: str) -> dict[str, list[Path]]:
     return listing
 
 
-def _decoded(files: Sequence[Path], size: int | None, root: Path) -> list[_Picture]:
-    first = _decode(files[0], size)
-    needed = len(files) * first.pixels.nbytes * 4  # as float32
+def _refuse_heads(files: Sequence[Path], size: int | None, root: Path) -> int:
+    """Refuse images that do not go together or into memory, before any is decoded; return the number of channels."""
+    with ThreadPoolExecutor() as pool:
+        heads = list(pool.map(_read_head, files))
+    first = heads[0]
+    for file, head in zip(files, heads, strict=True):
+        if size is None and (head.width, head.height) != (first.width, first.height):
+            raise ShapeError(
+                f"data {file}: found an image of {head.width} x {head.height} pixels, expected {first.width} x "
+                f"{first.height} as in {files[0].name}; give size= to scale and crop all of them"
+            )
+    colors = 1 if all(head.gray for head in heads) else 3
+    shape = [colors, first.height, first.width] if size is None else [colors, size, size]
+    needed = len(files) * math.prod(shape) * 4  # as float32
     if needed > _memory():
         raise ConfigurationError(
-            f"data {root}: found {len(files)} images of {list(first.pixels.shape)}, {needed / 2**30:.1f} GiB as "
-            f"float32, expected less than the {_memory() / 2**30:.1f} GiB of memory; give a smaller size"
+            f"data {root}: found {len(files)} images of {shape}, {needed / 2**30:.1f} GiB as float32, expected less "
+            f"than the {_memory() / 2**30:.1f} GiB of memory; give a smaller size"
         )
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(lambda file: _decode(file, size), files))
-    for file, picture in zip(files, pictures, strict=True):
-        if picture.pixels.shape[1:] != first.pixels.shape[1:]:
-            raise ShapeError(
-                f"data {file}: found an image of {_extent(picture)} pixels, expected {_extent(first)} as in "
-                f"{files[0].name}; give size= to scale and crop all of them"
-            )
-    return pictures
+    return colors
+
+
+def _read_head(file: Path) -> _Head:
+    where = f"data {file}"
+    with (
+        plain_file(file, at_most=_BYTES_AT_MOST, where=where, remedy=_REMEDY) as stream,
+        _opened(stream, where) as image,
+    ):
+        return _checked(image, where)
 
 
 def _decode(file: Path, size: int | None) -> _Picture:
-    from PIL import Image, UnidentifiedImageError
-
-    where, remedy = f"data {file}", "replace or remove it"
-    stored = read_stored(file, at_most=_BYTES_AT_MOST, where=where, remedy=remedy)
-    try:
-        with Image.open(io.BytesIO(stored), formats=("PNG", "JPEG")) as image:
-            mode, (width, height) = image.mode, image.size
-            if mode in _GRAY | _COLOR and width * height <= _PIXELS_AT_MOST:
-                pixels = np.asarray(_cropped(image.convert("L" if mode in _GRAY else "RGB"), size))
-    except UnidentifiedImageError as error:
-        raise DamagedData(f"{where}: found no PNG or JPEG, expected one; {remedy}") from error
-    except Exception as error:  # decoders raise whatever damaged bytes lead them to
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:100]
-        raise DamagedData(f"{where}: found no sound PNG or JPEG ({reason}); {remedy}") from error
-    if mode not in _GRAY | _COLOR:
-        raise DamagedData(f"{where}: found pixels of kind {mode}, expected 8 bits a channel; convert it")
-    if width * height > _PIXELS_AT_MOST:
-        raise DamagedData(f"{where}: found {width} x {height} pixels, expected at most {_PIXELS_AT_MOST}; {remedy}")
+    where = f"data {file}"
+    stored = read_stored(file, at_most=_BYTES_AT_MOST, where=where, remedy=_REMEDY)
+    with _opened(io.BytesIO(stored), where) as image:
+        head = _checked(image, where)
+        pixels = np.asarray(_cropped(image.convert("L" if head.gray else "RGB"), size))
     # [H, W] or [H, W, 3] to [C, H, W]
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return _Picture(pixels, len(stored), hashlib.sha256(stored).hexdigest())
+
+
+@contextmanager
+def _opened(stream: BinaryIO, where: str) -> Iterator[Image.Image]:
+    """An image of which only the head was read.  Raises: DamagedData: here, or while it is decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(stream, formats=("PNG", "JPEG")) as image:
+            yield image
+    except DamagedData:
+        raise
+    except UnidentifiedImageError as error:
+        raise DamagedData(f"{where}: found no PNG or JPEG, expected one; {_REMEDY}") from error
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:100]
+        raise DamagedData(f"{where}: found no sound PNG or JPEG ({reason}); {_REMEDY}") from error
+
+
+def _checked(image: Image.Image, where: str) -> _Head:
+    mode, (width, height) = image.mode, image.size
+    if mode not in _GRAY | _COLOR:
+        raise DamagedData(f"{where}: found pixels of kind {mode}, expected 8 bits a channel; convert it")
+    if width * height > _PIXELS_AT_MOST:
+        raise DamagedData(f"{where}: found {width} x {height} pixels, expected at most {_PIXELS_AT_MOST}; {_REMEDY}")
+    return _Head(mode in _GRAY, width, height)
 
 
 def _cropped(image: Image.Image, size: int | None) -> Image.Image:
@@ -171,11 +211,6 @@ def _record(root: Path, part: str, files: Sequence[Path], pictures: Sequence[_Pi
     ]
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return FileRecord(f"{part} ({len(files)} images)", sum(one.bytes for one in pictures), digest, None)
-
-
-def _extent(picture: _Picture) -> str:
-    height, width = picture.pixels.shape[1:]
-    return f"{width} x {height}"
 
 
 def _memory() -> float:

@@ -104,11 +104,11 @@ def test_file_larger_than_its_content_can_be_is_not_read(tmp_path: Path) -> None
 
 def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    assert "found a folder or device, expected a file" in refusal(tmp_path / "folder")
+    assert "found a folder, FIFO or device, expected a file" in refusal(tmp_path / "folder")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert "cannot be read" in refusal(tmp_path / "loop")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        assert "found a folder or device, expected a file" in refusal(tmp_path / "pipe")
+        assert "found a folder, FIFO or device, expected a file" in refusal(tmp_path / "pipe")
     with pytest.raises(MissingData, match="absent: not found; replace it"):
         content_of(tmp_path / "absent")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -154,6 +155,50 @@ def test_images_of_several_sizes(tmp_path: Path, images: dict[str, np.ndarray]) 
     expected = f"data {path}: found an image of 5 x 7 pixels, expected 7 x 5 as in 1.png; give size= to scale and crop"
     assert message.startswith(expected)
     assert image_folder(tmp_path / "set", size=2).train.inputs.shape == (4, 3, 2, 2)
+
+
+@pytest.fixture
+def decoding_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: Any) -> None:
+        raise AssertionError("an image was decoded")
+
+    monkeypatch.setattr(folder_module, "_decode", decode)
+
+
+def test_sizes_are_compared_before_anything_is_decoded(
+    tmp_path: Path, images: dict[str, np.ndarray], decoding_fails: None
+) -> None:
+    """All images were decoded, into memory, before the last one was refused for its size."""
+    write(tmp_path / "set", "val/cat/z.png", np.zeros((7, 5, 3), np.uint8))
+    assert "z.png: found an image of 5 x 7 pixels, expected 7 x 5 as in 1.png" in refusal(tmp_path / "set", ShapeError)
+
+
+def test_memory_is_that_of_all_images_not_of_the_first(
+    tmp_path: Path, images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, decoding_fails: None
+) -> None:
+    """A gray image in front made the others look like gray ones, of a third of their size."""
+    write(tmp_path / "set", "train/ant/1.png", images["train/ant/1.png"][:, :, 0].copy())
+    monkeypatch.setattr(folder_module, "_memory", lambda: 4 * 3 * 35 * 4 - 1.0)
+    assert "found 4 images of [3, 5, 7], 0.0 GiB as float32" in refusal(tmp_path / "set", ConfigurationError)
+    monkeypatch.setattr(folder_module, "_memory", lambda: 4 * 3 * 4 * 4 - 1.0)
+    assert "found 4 images of [3, 2, 2]" in refusal(tmp_path / "set", ConfigurationError, 2)
+
+
+def test_orientation_in_exif_is_not_applied(tmp_path: Path) -> None:
+    """As the docstring says, and torchvision's loader does."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    for part, ending in (("train", "png"), ("test", "jpg")):
+        (tmp_path / part / "one").mkdir(parents=True)
+        Image.new("L", (6, 4)).save(tmp_path / part / "one" / f"a.{ending}", exif=exif)
+    split = image_folder(tmp_path)
+    assert split.train.inputs.shape == split.test.inputs.shape == (1, 1, 4, 6)
+
+
+def test_a_pipe_among_images(tmp_path: Path, images: dict[str, np.ndarray]) -> None:
+    os.mkfifo(tmp_path / "set" / "train" / "cat" / "c.png")
+    message = refusal(tmp_path / "set", DamagedData)
+    assert "c.png: found a folder, FIFO or device, expected a file; replace or remove it" in message
 
 
 def test_damaged_images(tmp_path: Path, images: dict[str, np.ndarray]) -> None:
