@@ -34,7 +34,7 @@ class TranslationConfig(LinearizationSettings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     epochs: Positive = 8
     batch_size: Positive = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     warmup_steps: Natural = 400
     label_smoothing: Share = 0.1
     latest_start: Natural = 4
