@@ -33,8 +33,8 @@ def load_npz(path: str | Path) -> Split:
     number of classes is the largest label + 1.
 
     Raises: MissingData: there is no such file. ConfigurationError: it cannot be read, an array is missing, has the
-            wrong type or numbers that are not finite or not whole as they are loaded, there are more classes than
-            samples, or the arrays are far larger than the file.
+            wrong type, is not finite or has numbers too large for the type that is loaded, there are more classes
+            than samples, or the arrays are far larger than the file.
         ShapeError: sizes do not fit together.
     """
     path = Path(path)
