@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     "--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: that of NTKDYN_DATA, else data."
 )
 def datasets(name: str | None, data_dir: Path | None) -> None:
-    """List the known data sets, or all about one: there, partial, missing or damaged.
+    """List the known data sets, or all about one: built in, there, partial, missing or damaged.
 
     Every file that is there is compared with its checksum. Nothing is downloaded: for what is missing, the list says
     which files belong where, and where they come from. Exit code 1 says that something is damaged.
@@ -57,12 +57,15 @@ def _lines(status: Status) -> list[str]:
 
 def _details(status: Status) -> list[str]:
     known = status.known
+    files = [
+        f"  folder    {status.folder or 'none of it is there'}",
+        f"  size      {_size(status.bytes)} in {len(status.records)} sound files",
+    ]
     lines = [
         f"{known.name}: {known.title}",
         f"  state     {status.state}",
         *(f"            {remark}" for remark in status.remarks),
-        f"  folder    {status.folder or 'none of it is there'}",
-        f"  size      {_size(status.bytes)} in {len(status.records)} sound files",
+        *([] if known.built_in else files),
         f"  kind      {known.kind}" + (f", {len(known.classes)} classes" if known.classes else ""),
         f"  origin    {known.origin}",
         f"  license   {known.license}",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from .manifest import known_dataset
 from .seeds import EPOCH, SPLIT, TEST_PAIRS, TRAIN_PAIRS, stream
 from .split import Dataset, Split
 from .verification import FileRecord
@@ -60,6 +61,7 @@ def digits(*, split_seed: int = 0) -> Split:
     """
     from sklearn.datasets import load_digits
 
+    known = known_dataset("digits")
     bunch = load_digits()
     inputs = torch.as_tensor(bunch.data / 16, dtype=torch.float32)
     targets = torch.as_tensor(bunch.target, dtype=torch.int64)
@@ -70,13 +72,23 @@ def digits(*, split_seed: int = 0) -> Split:
         Dataset(inputs[train], targets[train], 10, "training digits"),
         Dataset(inputs[test], targets[test], 10, "test digits"),
         {
-            "name": "digits",
-            "origin": "scikit-learn, from the UCI repository",
-            "license": "CC BY 4.0, as the UCI repository states",
+            "name": known.name,
+            "origin": known.origin,
+            "license": known.license,
             "partial": None,
             "files": [FileRecord("digits", len(content), hashlib.sha256(content).hexdigest(), None).as_json()],
         },
     )
+
+
+def digit_images(*, split_seed: int = 0) -> Split:
+    """Return the digits of ``digits`` as images [N, 1, 8, 8]."""
+    split = digits(split_seed=split_seed)
+    names = known_dataset("digits").classes
+    train, test = (
+        replace(part, inputs=part.inputs.reshape(-1, 1, 8, 8), class_names=names) for part in (split.train, split.test)
+    )
+    return replace(split, train=train, test=test)
 
 
 def digit_pairs(

@@ -55,7 +55,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A data set of the manifest."""
+    """A data set of the manifest; one without layouts is built in and needs no files."""
 
     name: str
     title: str
@@ -65,6 +65,11 @@ class KnownDataset:
     citation: str
     classes: tuple[str, ...]
     layouts: tuple[Layout, ...]
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it comes with a package that is installed."""
+        return not self.layouts
 
 
 def known_datasets() -> dict[str, KnownDataset]:
@@ -107,7 +112,7 @@ def _dataset(name: str, entry: Mapping[str, Any]) -> KnownDataset:
         license=entry["license"],
         citation=entry["citation"],
         classes=tuple(entry.get("classes", ())),
-        layouts=tuple(_layout(layout) for layout in entry["layouts"]),
+        layouts=tuple(_layout(layout) for layout in entry.get("layouts", ())),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ConfigurationError, MissingData, UnknownName
+from .digits import digit_images
 from .folder import image_folder
 from .images import load_images
 from .manifest import known_datasets, nearest
@@ -17,7 +18,7 @@ def named_data(name: str | Path, *, data_dir: str | Path | None = None, size: in
 
     A name of the manifest means that data set, in ``data_dir``, else in the folder that NTKDYN_DATA names, else in
     ``data``; "./mnist" or a Path means a folder. Nothing is downloaded; files are compared with their checksums on
-    each load.
+    each load. "digits" needs no files.
 
     Args: size: for a folder of images, see ``image_folder``.
     Returns: a Split. Data sets of the manifest and folders: inputs [N, C, H, W] float32 in [0, 1]; npz: ``load_npz``.
@@ -34,7 +35,7 @@ def named_data(name: str | Path, *, data_dir: str | Path | None = None, size: in
     if by_name:
         if known[text].kind != "images":
             raise ConfigurationError(f"data set {text}: found {known[text].kind}, expected images; use parallel_text")
-        return load_images(known[text], data_dir)
+        return digit_images() if known[text].built_in else load_images(known[text], data_dir)
     if path.suffix == ".npz":
         return load_npz(path)
     if text and path.exists():

@@ -13,7 +13,7 @@ from .location import Located, locate, names_of, where_to_put
 from .manifest import DataFile, KnownDataset
 from .verification import FileRecord, verify
 
-State = Literal["there", "partial", "missing", "damaged"]
+State = Literal["built in", "there", "partial", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ def status_of(known: KnownDataset, data_dir: str | Path | None = None) -> Status
 
     Raises: MissingData: the data directory, which was named, does not exist.
     """
+    if known.built_in:
+        return Status(known, "built in")
     located = locate(known, data_dir)
     if located is None:
         return Status(known, "missing", remarks=(where_to_put(known),))

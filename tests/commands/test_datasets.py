@@ -31,7 +31,8 @@ def test_missing_data_sets_say_what_to_put_where(
     lines = out.splitlines()
     assert lines[0] == "data directory data (does not exist)"
     states = {line.split()[0]: line.split()[1] for line in lines[1:] if not line.startswith(" ")}
-    assert states == dict.fromkeys(known_datasets(), "missing")
+    assert states == dict.fromkeys(known_datasets(), "missing") | {"digits": "built"}
+    assert "digits         built in license: CC BY 4.0, as the UCI repository states" in lines
     assert any("put train.en, train.de, val.en, val.de, " in line and "into multi30k-task1/" in line for line in lines)
     assert "from github.com/zalandoresearch/fashion-mnist, folder data/fashion" in out
     assert "license: MIT (Zalando SE 2017)" in out
@@ -46,6 +47,13 @@ def test_one_data_set(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkey
     assert "state     missing" in out
     assert "citation  Krizhevsky 2009" in out
     assert "mnist" not in out
+
+
+def test_what_is_built_in_has_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "digits")
+    assert code == 0
+    assert "  state     built in\n  kind      images, 10 classes\n  origin    scikit-learn, from the UCI" in out
+    assert "ntkdyn: data set 'digit' is unknown; did you mean digits?" in run(capsys, "digit")[2]
 
 
 def test_damage_is_exit_code_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -92,6 +100,7 @@ def test_real_data_sets(capsys: pytest.CaptureFixture[str], data_folder: Path) -
     assert (code, error) == (0, "")
     states = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:] if not line.startswith(" ")}
     assert states == {
+        "digits": "built",
         "mnist": "there",
         "fashion-mnist": "there",
         "cifar-10": "partial",

@@ -134,6 +134,15 @@ def test_from_checkpoint_to_files(command: Any, files: Path, tmp_path: Path) -> 
     assert not (tmp_path / "further" / "run").exists()
 
 
+def test_digits_need_no_files(command: Any, tmp_path: Path) -> None:
+    code, printed, told = command("net.pt", "--no-record", data="digits", target=8, ramp_epochs=1, recovery_epochs=1)
+    assert code == 0, told
+    assert printed.splitlines()[2].startswith("8 units (0.25): test accuracy 0.")
+    report = load_json((tmp_path / "out" / "report.json").read_bytes())
+    assert report["data"]["provenance"]["name"] == "digits"
+    assert report["curve"][0]["test_accuracy"] > 0.9
+
+
 def test_targets_may_be_repeated_and_no_recovery_is_warned_of(command: Any) -> None:
     code, printed, told = command(
         "net.pt", "--target", "8", "--target", "0.125", "--no-record", ramp_epochs=1, recovery_epochs=0, samples=500

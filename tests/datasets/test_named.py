@@ -13,6 +13,29 @@ from ntkdyn.datasets import named_data
 from ntkdyn.errors import ConfigurationError, MissingData, NtkdynError, UnknownName
 
 
+def test_digits_are_always_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NTKDYN_DATA", raising=False)
+    split = named_data("digits")
+    assert split.train.inputs.shape == (1347, 1, 8, 8)
+    assert split.test.inputs.shape == (450, 1, 8, 8)
+    assert split.train.class_names == tuple("0123456789")
+    bunch = load_digits()
+    found = sorted(
+        (target, tuple((image * 16).flatten().tolist()))
+        for part in (split.train, split.test)
+        for image, target in zip(part.inputs, part.targets.tolist(), strict=True)
+    )
+    assert found == sorted(
+        (target, tuple(image.flatten())) for image, target in zip(bunch.images, bunch.target, strict=True)
+    )
+    assert split.provenance["origin"] == "scikit-learn, from the UCI repository"
+    with pytest.raises(ConfigurationError, match="data digits: found size=3, expected it only for a folder"):
+        named_data("digits", size=3)
+
+
 def test_npz_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     arrays = {"x_train": np.ones((4, 1, 2, 2)), "y_train": np.arange(4), "x_test": np.ones((2, 1, 2, 2))}
