@@ -78,7 +78,8 @@ def linearize(
     For each target the penalty of ``Linearizer`` ramps up for ``ramp_epochs``, the survivors move to their slope for
     ``settle_epochs``, and weights recover for ``recovery_epochs``, in which the learning rate falls linearly to 0. The
     next target goes on from there. BatchNorm stays in training mode; its statistics are re-estimated on 512 training
-    samples before each evaluation but the first, and those of the result are these.
+    samples, drawn by the seed from one pass of the loader, before each evaluation but the first, and those of the
+    result are these.
 
     Args:
         model: a network with ReLUs, LeakyReLUs or PReLUs, which become gates (``gate_network``), or with gates, of

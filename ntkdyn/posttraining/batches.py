@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from ..datasets import Dataset, Split
+from ..datasets import Dataset, Split, stream_seed
 from ..errors import ConfigurationError
 from ..experiment import has_classes
 
 Batch = tuple[Any, Tensor]
 
 _CALIBRATION_SAMPLES = 512
+# First word of their seed; the data sets have small numbers, and experiments those from 101 on.
+_CALIBRATION = 201
 
 
 class EpochBatches:
@@ -109,16 +112,29 @@ def steps_per_epoch(loader: Any, where: str) -> int:
     return count
 
 
-def calibration_inputs(loader: Iterable[Any], where: str, device: torch.device) -> Any:
-    """Inputs of the first 512 samples of a pass in one batch, of all where there are fewer."""
-    batches: list[Any] = []
-    count = 0
-    for inputs, targets in passing(loader, where, device):
-        batches.append(inputs)
-        count += len(targets)
-        if count >= _CALIBRATION_SAMPLES:
-            break
-    return tree_map(lambda *leaves: torch.cat(leaves)[:_CALIBRATION_SAMPLES], *batches)
+def calibration_inputs(loader: Any, where: str, device: torch.device, *, seed: int) -> Any:
+    """Inputs of 512 samples of a pass in one batch, drawn by the seed without replacement; all where there are fewer.
+
+    A whole pass is gone through: that of a loader which does not shuffle may come class by class.
+    """
+    generator = torch.Generator().manual_seed(stream_seed(_CALIBRATION, seed))
+    kept: Any = None
+    # Each sample draws a number, and those with the smallest ones stay.
+    numbers = torch.empty(0, dtype=torch.float64)
+    for inputs, targets in islice(passing(loader, where, device), len(loader)):
+        drawn = torch.cat([numbers, torch.rand(len(targets), generator=generator, dtype=torch.float64)])
+        chosen = drawn.argsort()[:_CALIBRATION_SAMPLES]
+        if kept is None:
+            kept = _rows([inputs], chosen)
+        elif int(chosen.max()) >= len(numbers):
+            kept = _rows([kept, inputs], chosen)
+        numbers = drawn[chosen]
+    return kept
+
+
+def _rows(parts: Sequence[Any], index: Tensor) -> Any:
+    """Rows of several pytrees of tensors, of which one comes after the other."""
+    return tree_map(lambda *leaves: torch.cat(leaves)[index.to(leaves[0].device)], *parts)
 
 
 def first_samples(inputs: Any, count: int) -> Any:

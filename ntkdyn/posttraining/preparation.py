@@ -53,6 +53,9 @@ def prepare(
     used = class_loss if loss is None else loss
     for name, loader in (("train_loader", train_loader), ("test_loader", test_loader)):
         _refuse_batch(gated, next(endless(loader, name, device)), used, name)
+    calibration = None
+    if has_running_norms(gated):
+        calibration = calibration_inputs(train_loader, "train_loader", device, seed=settings.seed)
     return PostTraining(
         model=gated,
         settings=settings,
@@ -62,7 +65,7 @@ def prepare(
         loss=used,
         meter=Meter(gated, first_samples(example, 2), test_loader, loss=used, device=device),
         example=example,
-        calibration=calibration_inputs(train_loader, "train_loader", device) if has_running_norms(gated) else None,
+        calibration=calibration,
     )
 
 
