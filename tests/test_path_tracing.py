@@ -75,7 +75,7 @@ class Several(nn.Module):
 
 def by(tracer: Callable[..., Traced], model: nn.Module, *inputs: Tensor) -> PathGraph:
     with torch.no_grad():
-        return paths._walked(tracer(structural_clone(model).eval(), inputs, {}))
+        return paths._walked(tracer(structural_clone(model).eval(), inputs, {}))[0]
 
 
 @pytest.mark.parametrize(

@@ -25,17 +25,18 @@ channel a feature of its own. The conventions, each with a test:
   `path_rule(Gelu)(activation)` an activation one unit (from `ntkdyn.paths.rules` and `ntkdyn.paths.layers`).
 - Each output channel has equal weight.
 
-The graph is traced by torch.fx and, where that fails, by torch.export; control flow on shapes and on values of Python
-is that of the example.
+The graph is traced by torch.fx and, where that fails or returns something else than the network, by torch.export;
+control flow on shapes and on values of Python is that of the example.
 
 Source: Mehmeti-Göpel and Disselhoff 2023 (arXiv 2211.17180) for the idea; formulas worked out here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +47,14 @@ from ..errors import TraceError
 from . import attention as attention  # registers its rules
 from . import products as products  # registers its rules
 from . import transformers as transformers  # registers its rules
+from .fidelity import require_fidelity
 from .graph import PathGraph as PathGraph
 from .graph import PathLengths as PathLengths
 from .graph import finished
 from .tracing import ExampleError, Traced, Untraceable, trace_by_export, trace_by_fx
 from .walk import Walk
+
+Tracer: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Traced]
 
 
 @overload
@@ -86,18 +90,15 @@ def average_path_length(model: nn.Module, example: Any, normalized: bool = True)
 
 def trace_paths(model: nn.Module, example: Any) -> PathGraph:
     """Trace the graph of a network for path lengths; args and errors as for `path_lengths`."""
-    network = structural_clone(model).eval()
-    given, keywords = _arguments(example)
-    tensors = [leaf for leaf in tree_leaves((given, keywords)) if isinstance(leaf, Tensor) and leaf.is_cuda]
-    with torch.no_grad(), torch.random.fork_rng(devices=list({tensor.device.index for tensor in tensors})):
+    with torch.no_grad():
         try:
-            return _walked(trace_by_fx(network, given, keywords))
+            return _traced(trace_by_fx, model, example)
         except ExampleError:
             raise
         except TraceError as error:
             first = error
         try:
-            return _walked(trace_by_export(network, given, keywords))
+            return _traced(trace_by_export, model, example)
         except ExampleError:
             raise
         except Untraceable as error:
@@ -123,7 +124,28 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(copied) if isinstance(copied, (tuple, list)) else (copied,)), {}
 
 
-def _walked(traced: Traced) -> PathGraph:
+def _traced(trace: Tracer, model: nn.Module, example: Any) -> PathGraph:
+    """The graph by one tracer, checked against the network."""
+    with _afresh(model, example) as (network, given, keywords):
+        traced = trace(network, given, keywords)
+    with _afresh(model, example):
+        graph, returned = _walked(traced)
+    with _afresh(model, example) as (network, given, keywords):
+        require_fidelity(returned, network, given, keywords)
+    return graph
+
+
+@contextmanager
+def _afresh(model: nn.Module, example: Any) -> Iterator[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
+    """A clone and arguments that no run before has touched; random states are put back at the end."""
+    given, keywords = _arguments(example)
+    tensors = [leaf for leaf in tree_leaves((given, keywords)) if isinstance(leaf, Tensor) and leaf.is_cuda]
+    with torch.random.fork_rng(devices=list({tensor.device.index for tensor in tensors})):
+        yield structural_clone(model).eval(), given, keywords
+
+
+def _walked(traced: Traced) -> tuple[PathGraph, Any]:
+    """The graph, and what it returned on the example."""
     walk = Walk(traced)
-    walk.run(*traced.inputs, enable_io_processing=False)
-    return finished(walk.program, walk.outputs, traced.network)
+    returned = walk.run(*traced.inputs, enable_io_processing=False)
+    return finished(walk.program, walk.outputs, traced.network), returned

@@ -165,7 +165,7 @@ sin cos tan erf reciprocal sign exp_ log_ pow_ sqrt_ rsqrt_
 """
 
 
-@path_rule(operator.pow, operator.abs, *named(_ACTIVATIONS))
+@path_rule(operator.pow, operator.ipow, operator.abs, *named(_ACTIVATIONS))
 def activation(call: Call) -> Carried:
     """A nonlinearity that is no gate: always active in every channel, at weight 1."""
     return call.unit(call.single(scattered=True))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import linecache
+import operator
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -161,6 +162,9 @@ class _Tracer(torch.fx.Tracer):
         super().__init__()
         self.entered: list[tuple[str, nn.Module]] = []
 
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return rule_for_module(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
@@ -169,6 +173,40 @@ class _Tracer(torch.fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
         return result
+
+
+class _InPlace(torch.fx.Proxy):
+    """Symbol whose `x += y` is a node that writes into x, as for a tensor; that of torch.fx is `x = x + y`.
+
+    Setting an attribute (`x.data = y`), which torch.fx would forget, fails.
+    """
+
+    def __getattr__(self, k: str) -> torch.fx.proxy.Attribute:
+        return _Attribute(self, k)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            raise AttributeError(f"symbolically traced variables take no attribute '{name}'")
+        object.__setattr__(self, name, value)
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., torch.fx.Proxy]:
+    def write(self: torch.fx.Proxy, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return write
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"):
+    setattr(_InPlace, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+
+
+class _Proxy(_InPlace):
+    """What a node returns."""
+
+
+class _Attribute(_InPlace, torch.fx.proxy.Attribute):
+    """An attribute of it, or a method before it is called."""
 
 
 def one_line(error: BaseException) -> str:
