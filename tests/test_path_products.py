@@ -223,6 +223,55 @@ def test_constant_matrices_over_positions_are_one_to_one() -> None:
         assert lengths.paths == 3 * 4
 
 
+# ---- reductions -----------------------------------------------------------------------------------------------------
+
+REDUCTIONS = {
+    "mean": torch.mean,
+    "sum": lambda x, **axes: x.sum(**axes),
+    "amax": torch.amax,
+    "amin": lambda x, **axes: x.amin(**axes),
+    "max": lambda x, **axes: torch.max(x, **axes)[0],
+    "min": lambda x, **axes: x.min(**axes)[0],
+}
+
+
+@pytest.mark.parametrize("decides", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS.values(), ids=REDUCTIONS)
+def test_reductions_take_the_names_of_numpy(reduction: Callable[..., Tensor], decides: bool) -> None:
+    gate = Gate(4, dim=-1)
+    gate.freeze(torch.tensor([True, True, True, False]))
+
+    def measured(after: nn.Module, **axes: Any) -> tuple[float, int]:
+        # A decision on the length leaves it to torch.export.
+        block = Function(lambda x, after: after(reduction(x, **axes) if not decides or len(x) else x), after)
+        lengths = path_lengths(nn.Sequential(nn.Linear(3, 4), gate, block), torch.zeros(2, 5, 3))
+        return lengths.normalized, lengths.paths
+
+    # Over positions every channel stays, over the channels all meet in one.
+    assert measured(nn.Linear(4, 2), axis=1) == measured(nn.Linear(4, 2), dim=1) == (0.25, 3 * 4 * 2)
+    assert measured(nn.Linear(4, 2), axis=-2, keepdims=True) == (0.25, 3 * 4 * 2)
+    assert measured(nn.Linear(1, 2), axis=2, keepdims=True) == (0.25, 3 * 4 * 2)
+    assert measured(nn.Identity(), axis=0) == (0.25, 3 * 4)
+
+
+def test_operands_take_the_names_of_numpy() -> None:
+    assert normalized(lambda x: torch.mean(x=x, axis=0)) == 0.0
+    assert normalized(lambda x: torch.div(x, x2=1 + torch.relu(x))) == 0.5 * 0 + 0.5 * 2 + 1
+    assert normalized(lambda x: torch.mul(x1=x, x2=torch.relu(x))) == 0.5 * 0 + 0.5 * 1 + 1
+
+
+def test_reductions_without_axes_take_all() -> None:
+    for function in (torch.sum, lambda x: x.sum(()), lambda x: x.mean(dim=[]), torch.max, lambda x: x.sum().sum(0)):
+        lengths = path_lengths(nn.Sequential(nn.Linear(3, 4), Function(function)), torch.zeros(2, 3))
+        assert (lengths.normalized, lengths.paths) == (0.0, 3 * 4)
+
+
+@pytest.mark.parametrize("name", ["prod", "std", "var", "logsumexp", "median", "nansum"])
+def test_other_reductions_are_refused(name: str) -> None:
+    with pytest.raises(TraceError, match=f"'{name}' .* in layer '1' has no rule for paths"):
+        normalized(lambda x: getattr(torch, name)(x, axis=1))
+
+
 # ---- what is listed -------------------------------------------------------------------------------------------------
 
 

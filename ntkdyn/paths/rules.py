@@ -113,12 +113,12 @@ class Call:
         return TraceError(f"path lengths: {self.where} {found}; {remedy}")
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        return self.arguments[position] if len(self.arguments) > position else self.keywords.get(name, default)
+        """What an argument carries, given by position, by name, or by the name that NumPy has for it."""
+        return _argument(self.arguments, self.keywords, position, name, default)
 
     def constant(self, position: int, name: str) -> Any:
         """Real value of an argument."""
-        given = self.concrete
-        return given[0][position] if len(given[0]) > position else given[1].get(name)
+        return _argument(*self.concrete, position, name, None)
 
     def operands(self) -> list[Track]:
         """All operands that carry paths, in order, scattered ones too."""
@@ -186,6 +186,16 @@ class Call:
                 "move the channels there (transpose) or register a rule with ntkdyn.paths.rules.path_rule",
             )
         return track
+
+
+# Names that torch takes for these arguments beside its own.
+_NUMPY_NAMES = {"input": ("x", "a", "x1"), "other": ("x2",), "dim": ("axis",), "keepdim": ("keepdims",)}
+
+
+def _argument(given: tuple[Any, ...], keywords: dict[str, Any], position: int, name: str, default: Any) -> Any:
+    if len(given) > position:
+        return given[position]
+    return next((keywords[key] for key in (name, *_NUMPY_NAMES.get(name, ())) if key in keywords), default)
 
 
 def channel_numbers(track: Track) -> Tensor:

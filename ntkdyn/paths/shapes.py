@@ -158,8 +158,9 @@ def reduced(call: Call, shape: tuple[int, ...]) -> Track:
     """The first argument after a reduction of the axes that the second one names; shape: of the result."""
     track = call.single()
     dims = call.argument(1, "dim")
-    dimensions = len(track.shape)
-    axes = range(dimensions) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    dimensions = max(len(track.shape), 1)
+    # No axis at all, as in x.sum(()), stands for all of them.
+    axes = [dims] if isinstance(dims, int) else list(dims or range(dimensions))
     gone = {axis % dimensions for axis in axes}
     if track.axis is None:
         return Track(track.index, shape, track.channels, None)
