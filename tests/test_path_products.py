@@ -132,6 +132,8 @@ def test_integer_inputs_start_paths_where_they_are_taken() -> None:
         lengths = path_lengths(Tokens(), example)
         assert lengths.normalized == 0.5
         assert lengths.paths == 4 * (1 + 7)
+    half = Function(lambda tokens, embed: embed(torch.div(tokens, 2, rounding_mode="floor")), nn.Embedding(7, 4))
+    assert path_lengths(half, tokens).paths == 4
     image = nn.Sequential(Function(lambda x: x.float() / 255 - 0.5), nn.Conv2d(3, 4, 1), Gate(4))
     assert path_lengths(image, torch.zeros(1, 3, 2, 2, dtype=torch.uint8)).paths == 3 * 4
 
@@ -311,6 +313,9 @@ def test_what_is_nonlinear_and_uncounted_is_listed() -> None:
         (lambda x: functional.embedding(x.argmax(1), torch.ones(4, 2)), "looks up what layers before it computed"),
         (lambda x: torch.addmm(x, x, torch.ones(4, 4)), "adds a matrix product to what carries paths"),
         (lambda x: torch.einsum("bc,cde->bde", x, torch.ones(4, 2, 2)), "mixes the channels .* with constants"),
+        (lambda x: torch.div(x, 0.5, rounding_mode="floor"), r"'div' .* rounds what carries paths .*='floor'\), which"),
+        (lambda x: x.div_(0.5, rounding_mode="trunc"), r"'div_' .* rounds what carries paths .*='trunc'\), which"),
+        (lambda x: torch.div(1, x, rounding_mode="floor") if len(x) else x, "'div' .* rounds what carries paths"),
         (lambda x: torch.ones(4).copy_(x[0]), r"\(Tensor.copy_\) in layer '1' has no rule"),
     ],
 )

@@ -47,10 +47,12 @@ def product(call: Call) -> Carried:
 
 @path_rule(operator.truediv, operator.itruediv, *named("div div_ divide true_divide"), pathless=True)
 def quotient(call: Call) -> Carried:
-    """a / b is a times 1 / b, and 1 / b a unit."""
+    """a / b is a times 1 / b, and 1 / b a unit. One that rounds is refused, as rounding is."""
     tracks = call.operands()
     if not tracks:
         return call.without_path()
+    if (rounding := call.constant(2, "rounding_mode")) is not None:
+        raise call.error(f"rounds what carries paths (rounding_mode={rounding!r}), which has no rule for paths")
     divisor = call.argument(1, "other")
     if isinstance(divisor, Track):
         inverse = call.unit(divisor)
