@@ -274,6 +274,45 @@ def test_other_reductions_are_refused(name: str) -> None:
         normalized(lambda x: getattr(torch, name)(x, axis=1))
 
 
+# ---- pooling --------------------------------------------------------------------------------------------------------
+
+POOLS = (
+    nn.AvgPool1d(3, 1, 1),
+    nn.AvgPool2d(3, 1, 1),
+    nn.MaxPool1d(3, 1, 1),
+    nn.AdaptiveAvgPool1d(4),
+    type("Renamed", (nn.AvgPool1d,), {})(3, 1, 1),
+    lambda x: functional.avg_pool1d(x, 3, 1, 1),
+    lambda x: functional.max_pool1d(x, 3, 1, 1),
+    lambda x: functional.avg_pool1d(x, 3, 1, 1) if len(x) else x,
+    lambda x: functional.adaptive_avg_pool2d(x, (5, 4)),
+)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_pooling_along_the_channels_is_refused(pool: Any) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), Function(lambda x: x), pool if isinstance(pool, nn.Module) else Function(pool))
+    with pytest.raises(
+        TraceError, match=r"pools or pads axis 2 of shape \(2, 5, 4\), along which the channels lie; move the channels"
+    ):
+        path_lengths(net, torch.zeros(2, 5, 3))
+
+
+def test_pooling_along_space_is_one_to_one() -> None:
+    gate = Gate(4, dim=-1)
+    gate.freeze(torch.tensor([True, True, True, False]))
+    for pool in (nn.AvgPool1d(3, 1, 1), nn.MaxPool1d(2), nn.AdaptiveAvgPool1d(1), nn.ZeroPad1d((1, -1))):
+        net = nn.Sequential(nn.Linear(3, 4), gate, Function(lambda x, pool: pool(x.mT), pool))
+        lengths = path_lengths(net, torch.zeros(2, 5, 3))
+        assert lengths.distribution.tolist() == [0.75, 0.25]
+        assert lengths.paths == 3 * 4
+    # torch.export sees a pad by zeros, which moves the channels by one: only the last was active.
+    moved = nn.Sequential(nn.Linear(3, 4), gate, nn.ZeroPad1d((1, -1)))
+    assert path_lengths(moved, torch.zeros(2, 5, 3)).normalized == 0.0
+    # One channel is not mixed with others.
+    assert path_lengths(nn.Sequential(nn.Linear(3, 1), nn.AvgPool1d(3, 1, 1)), torch.zeros(2, 5, 3)).paths == 3
+
+
 # ---- what is listed -------------------------------------------------------------------------------------------------
 
 

@@ -13,26 +13,31 @@ from torch.nn import functional
 
 from ..gates import Gate
 from .algebra import Activation, Dense, Gather, Source, Sum
-from .rules import Call, Carried, Track, channel_numbers, named, path_rule
+from .rules import Call, Carried, Track, channel_numbers, class_with_rule, named, path_rule
 
 # ---- one-to-one -----------------------------------------------------------------------------------------------------
 
 _SAME = """
 Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout dropout dropout1d dropout2d dropout3d
 alpha_dropout feature_alpha_dropout dropout_ feature_dropout
-AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d
-avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
 Upsample UpsamplingNearest2d UpsamplingBilinear2d interpolate upsample_nearest1d upsample_nearest2d upsample_nearest3d
 upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
-ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d ReflectionPad3d
-ReplicationPad1d ReplicationPad2d ReplicationPad3d CircularPad1d CircularPad2d CircularPad3d
 neg detach float double half bfloat16 to type type_as cpu cuda alias lift_fresh_copy _to_copy
 """
-# Nonlinear and no units: they compare, or divide by a statistic of, the very sample.
-_UNCOUNTED = """
+# These work along the last axes, as many as the name says.
+_SPATIAL = """
+AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d
+avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d ReflectionPad2d ReflectionPad3d
+ReplicationPad1d ReplicationPad2d ReplicationPad3d CircularPad1d CircularPad2d CircularPad3d
+"""
+_SPATIAL_UNCOUNTED = """
 MaxPool1d MaxPool2d MaxPool3d LPPool1d LPPool2d LPPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
 max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d lp_pool3d
 adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+"""
+# Nonlinear and no units: they compare, or divide by a statistic of, the very sample.
+_UNCOUNTED = """
 Softmax LogSoftmax Softmin Softmax2d softmax log_softmax softmin
 LayerNorm GroupNorm RMSNorm LocalResponseNorm
 layer_norm group_norm rms_norm instance_norm local_response_norm normalize
@@ -44,7 +49,7 @@ BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm InstanceNorm1d InstanceNorm2d 
 
 @path_rule(operator.neg, *named(_SAME))
 def same(call: Call) -> Carried:
-    """Pooling, dropout, casts: every channel to itself, no unit."""
+    """Dropout, interpolation, casts: every channel to itself, no unit."""
     track = call.single(scattered=True)
     shape = call.shape()
     if track.scattered is not None:
@@ -54,9 +59,31 @@ def same(call: Call) -> Carried:
     return Track(track.index, shape, track.channels, track.axis)
 
 
+@path_rule(*named(_SPATIAL))
+def spatial(call: Call) -> Carried:
+    """Pooling and padding along space: every channel to itself, no unit; along the channels they would mix them."""
+    track = call.single()
+    carried = same(call)
+    base = None if call.module is None else class_with_rule(call.module)
+    axes = int((call.name if base is None else base.__name__)[-2])
+    if track.axis is not None and track.channels > 1 and track.axis >= len(track.shape) - axes:
+        raise call.error(
+            f"pools or pads axis {track.axis} of shape {track.shape}, along which the channels lie",
+            "move the channels in front of the axes of space (transpose)",
+        )
+    return carried
+
+
+@path_rule(*named(_SPATIAL_UNCOUNTED))
+def spatial_uncounted(call: Call) -> Carried:
+    """Max-pooling: as other pooling, though nonlinear, and so listed."""
+    call.program.note()
+    return spatial(call)
+
+
 @path_rule(*named(_UNCOUNTED))
 def uncounted(call: Call) -> Carried:
-    """Max-pooling, softmax, LayerNorm: one-to-one and no unit, though nonlinear, and so listed."""
+    """Softmax, LayerNorm: one-to-one and no unit, though nonlinear, and so listed."""
     call.program.note()
     return same(call)
 
