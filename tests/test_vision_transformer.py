@@ -84,6 +84,7 @@ def test_initial_weights_of_the_vision_transformer() -> None:
     ("options", "message"),
     [
         ({"size": (32, 30)}, "VisionTransformer: images are 32 x 30; expected sides that patch=4 divides"),
+        ({"width": 1}, "VisionTransformer: width is 1; expected at least 2 features to normalize"),
         ({"width": 10}, "VisionTransformer: width is 10; expected a multiple of heads=3"),
     ],
 )

@@ -39,7 +39,8 @@ class VisionTransformer(nn.Module):
             mean over patches.
         granularity: of the gates, as in Gate.
 
-    Raises: ConfigurationError: sides that patch does not divide, a width that heads do not divide, another reading.
+    Raises: ConfigurationError: sides that patch does not divide, a width of 1 or one that heads do not divide, another
+        reading.
     Source: Dosovitskiy et al. 2020 (arXiv 2010.11929); Touvron et al. 2020 (arXiv 2012.12877) for the initialization.
     """
 
@@ -64,6 +65,9 @@ class VisionTransformer(nn.Module):
             raise ConfigurationError(
                 f"VisionTransformer: images are {size[0]} x {size[1]}; expected sides that patch={patch} divides"
             )
+        if width < 2:
+            # LayerNorm makes a constant of a single feature.
+            raise ConfigurationError(f"VisionTransformer: width is {width}; expected at least 2 features to normalize")
         if width % heads:
             raise ConfigurationError(f"VisionTransformer: width is {width}; expected a multiple of heads={heads}")
         self.patches = nn.Conv2d(inputs, width, patch, stride=patch)
