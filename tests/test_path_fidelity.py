@@ -121,7 +121,8 @@ def test_in_place_operators_on_sizes_count_nothing() -> None:
 
 
 def test_a_decision_on_the_type_is_that_of_a_tensor() -> None:
-    assert normalized(lambda x: torch.relu(x) if isinstance(x, Tensor) else x) == 1.0
+    # With the 1, no bias makes both the same at an input of zeros.
+    assert normalized(lambda x: torch.relu(x) + 1 if isinstance(x, Tensor) else x) == 1.0
 
 
 def test_random_numbers_of_torch_are_the_same_in_both() -> None:
@@ -136,7 +137,7 @@ def test_random_numbers_of_torch_are_the_same_in_both() -> None:
 
 def test_what_no_tracer_sees_is_refused() -> None:
     def behind_the_back(x: Tensor) -> Tensor:
-        x.data = torch.relu(x)
+        x.data = torch.relu(x) + 1
         return x
 
     state = np.random.default_rng(0)

@@ -1,7 +1,8 @@
 """Whether a traced graph returns on the example what the network itself returns.
 
 A tracer can lose what it does not see: what forward decides by isinstance, a write through `.data`, state kept
-between calls. Where such a loss shows in the outputs, the graph is not used.
+between calls. Where such a loss shows in the outputs, the graph is not used. It may not show on an example of zeros
+in a network without biases: nothing but the example is looked at.
 """
 
 from __future__ import annotations
