@@ -124,8 +124,8 @@ def run(
     arrays["units/total"] = channels
     for place, field_name in enumerate(("mean", "normalized", "weighted")):
         arrays[f"path_length/{field_name}"] = np.linspace(2, 1, count) - 0.1 * place
-    for name in ("effective_width", "mean_active_width"):
-        arrays[f"path_length/{name}"] = np.linspace(8, 2, count)
+    for width in ("effective_width", "mean_active_width"):
+        arrays[f"path_length/{width}"] = np.linspace(8, 2, count)
     shares = np.linspace(0, 1, count)
     arrays["path_length/distribution"] = np.stack([0 * shares, shares, 1 - shares], axis=1)
     manifest = {
