@@ -53,7 +53,7 @@ class KnownExperiment:
         return f"ntkdyn sweep {self.experiment} --config {self.plan} --out runs/{self.key}"
 
 
-_MEASURED = "extrapolated by --plan on one core of a shared AMD EPYC, 2026-11-26"
+_MEASURED = "extrapolated by --plan for one core of a busy AMD EPYC, 2026-11-26"
 
 KNOWN = (
     KnownExperiment(
@@ -70,7 +70,7 @@ KNOWN = (
         unknown="the gap in numbers, the data sets beside CIFAR-10, any control with random masks",
         studies=("advantage", "relation", "controls"),
         figure="advantage",
-        cost=f"696 runs, about 51 minutes ({_MEASURED})",
+        cost=f"756 runs, about 72 minutes ({_MEASURED})",
     ),
     KnownExperiment(
         key="fashion",
@@ -82,7 +82,7 @@ KNOWN = (
         unknown="any number for this data set",
         studies=("advantage", "controls", "collapse"),
         figure="collapse",
-        cost=f"36 runs, about 92 minutes ({_MEASURED})",
+        cost=f"51 runs, about 100 minutes ({_MEASURED})",
     ),
     KnownExperiment(
         key="cifar",
@@ -94,7 +94,7 @@ KNOWN = (
         unknown="the gap in numbers, and what a ResNet20 reaches",
         studies=("advantage", "controls", "collapse"),
         figure="collapse",
-        cost=f"30 runs, about 120 minutes ({_MEASURED})",
+        cost=f"45 runs, about 2.7 hours ({_MEASURED})",
     ),
     KnownExperiment(
         key="resnet56",
@@ -118,6 +118,7 @@ KNOWN = (
         unknown="the data set, the details of the Transformer, and any BLEU",
         studies=("translation",),
         figure="translation",
+        cost=f"33 runs, about 5.9 hours ({_MEASURED})",
     ),
     KnownExperiment(
         key="collapse",

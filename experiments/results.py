@@ -217,9 +217,12 @@ def _plan_lines(sweep: Sweep) -> list[str]:
     lines = [f"{head}. Primary comparison: {_escaped(str(primary))}."]
     if primary.hypothesis:
         lines.append(f"Hypothesis: {_escaped(primary.hypothesis)}.".replace("..", "."))
-    text = f"Outcome: {gap.mean:+.3g} {unit} ({bounds(gap)}"
-    p = sign_flip_test(values).p
-    text += f", sign flips {p_words(p)})" if np.isfinite(p) else ")"
+    if gap.n:
+        p = sign_flip_test(values).p
+        text = f"Outcome: {gap.mean:+.3g} {unit} ({bounds(gap)}"
+        text += f", sign flips {p_words(p)})" if np.isfinite(p) else ")"
+    else:
+        text = "Outcome: there is no pair of runs yet"
     if primary.margin is not None and gap.n > 1:
         test = equivalence(values, np.zeros(len(values)), margin=primary.margin)
         text += f"; within the margin of {primary.margin:g}: {'yes' if test.equivalent else 'not shown'}"

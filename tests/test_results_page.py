@@ -86,7 +86,7 @@ def test_a_section_of_a_real_sweep(finished: Path, page: Path, capsys: pytest.Ca
     assert image.startswith(b"\x89PNG")
     assert len(image) <= results.MOST_BYTES
     rest = text.split("<!-- not-run -->")[1]
-    assert "`ntkdyn sweep nonlinear-advantage --config digits --out runs/digits`; 696 runs" in rest
+    assert "`ntkdyn sweep nonlinear-advantage --config digits --out runs/digits`; 756 runs" in rest
     assert "sweep collapse" not in rest
 
 
@@ -126,6 +126,7 @@ def test_missing_runs_are_refused_or_labelled(
     part = tmp_path / "part"
     shutil.copytree(finished, part)
     runs = [run["run"] for run in json.loads((part / "sweep.json").read_text())["plan"]]
+    with_half = [run for run in runs if json.loads((part / run / "run.json").read_text())["config"]["remaining"] == 0.5]
     shutil.rmtree(part / runs[-1])
     status, message = complaint(capsys, part, "--page", page)
     assert status == 2
@@ -136,6 +137,11 @@ def test_missing_runs_are_refused_or_labelled(
     text = page.read_text()
     assert "**Partial: 9 of 10 runs are finished; all of this may change.**" in text
     assert "- 1 runs of the plan are missing." in text
+    for run in with_half:
+        shutil.rmtree(part / run)
+    results.write_page([part], page, partial=True)
+    assert "Outcome: there is no pair of runs yet." in page.read_text()
+    assert "nan" not in page.read_text().split("<!-- collapse -->")[1].split("<!-- /collapse -->")[0]
     for run in runs:
         shutil.rmtree(part / run, ignore_errors=True)
     assert "found 0 of 10 runs finished" in complaint(capsys, part, "--page", page, "--partial")[1]
