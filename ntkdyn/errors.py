@@ -91,7 +91,7 @@ class ReplacedFile(DamagedRecording):
 
 
 class EditedManifest(DamagedRecording):
-    """run.json can be read, but is not what ntkdyn wrote: it was edited, or a byte of it has flipped."""
+    """run.json or sweep.json can be read, but is not what ntkdyn wrote there: edited, moved, or a byte has flipped."""
 
 
 class NewerRecording(NtkdynError, ValueError):

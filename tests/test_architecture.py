@@ -20,7 +20,7 @@ FLOORS = {
     "probe": 1, "gates": 1, "configuration": 1, "schedule": 1, "clone": 1, "conversion": 1,
     "call_sites": 1, "primary": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
-    "linearization": 3, "plugins": 3, "chain": 3, "checkpoint": 3, "theory": 3,
+    "linearization": 3, "plugins": 3, "chain": 3, "sweep_file": 3, "checkpoint": 3, "theory": 3,
     "probes": 4, "recorder": 4, "experiment": 4, "plots": 4, "trial": 4, "model_file": 4,
     "integrations": 5, "export": 5, "results": 5, "studies": 5, "report": 5, "sweep": 5,
     "glance": 5, "comparison": 5, "preview": 5, "posttraining": 5,

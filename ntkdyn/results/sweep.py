@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DamagedRecording, EditedManifest, MissingRecording, UndefinedMeasure, UnknownName
-from ..plan_hash import plan_hash
 from ..plugins import load_study
 from ..primary import PrimaryComparison
 from ..store import files
 from ..store.manifest import read_manifest
 from ..store.reader import files_of
 from ..store.verify import MAX_BYTES, MAX_RATIO, validate
+from ..sweep_file import check_plan, check_run
 from .run import Run
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Sweep:
         self.manifest = manifest
         self._planned = {str(planned["run"]): planned for planned in manifest["plan"]}
         self._finished = {name: found for name in self._planned if (found := _finished_manifest(path / name))}
+        for name, found in self._finished.items():
+            check_run(path / name, found, self._planned[name], plan=manifest.get("hash"))
         self.runs: Mapping[str, Run] = _LazyRuns(
             {name: path / name for name in self._finished}, trusted=trusted, max_bytes=max_bytes, max_ratio=max_ratio
         )
@@ -52,7 +54,8 @@ class Sweep:
 
         Args: as in ``Run.open``; the files of all runs are validated together when the first is read.
         Raises: MissingRecording: there is nothing.  DamagedRecording: no sweep, or a plan that is none.
-            EditedManifest: run.json of a run differs from its checksum.
+            EditedManifest: run.json of a run differs from its checksum, the plan is not the one that was hashed, or a
+            run is not the one that the plan has in its place.
         """
         folder = Path(path)
         if not folder.exists():
@@ -67,6 +70,7 @@ class Sweep:
                 f"{folder} is no sweep: {type(error).__name__}: {error}; expected a sweep.json as ntkdyn sweep writes "
                 "it; give the folder of the sweep"
             ) from None
+        check_plan(folder / "sweep.json", manifest)
         return cls(folder, manifest, trusted=trusted, max_bytes=max_bytes, max_ratio=max_ratio)
 
     def _repr_html_(self) -> str:
@@ -102,29 +106,15 @@ class Sweep:
     def primary(self) -> PrimaryComparison | None:
         """The comparison that the plan named before the first run, None where it names none.
 
-        Raises: EditedManifest: the plan is not the one that was hashed, or not the one under which a run was made.
-            DamagedRecording: it is no comparison.
+        Raises: DamagedRecording: it is no comparison.
         """
         entry = self.manifest.get("primary")
-        if entry is None:
-            return None
-        file = self.path / "sweep.json"
         try:
-            primary = PrimaryComparison.from_json(entry)
-            found = plan_hash(self.manifest["experiment"], self.manifest["plan"], entry)
-        except (TypeError, KeyError) as error:
+            return None if entry is None else PrimaryComparison.from_json(entry)
+        except TypeError as error:
             raise DamagedRecording(
-                f"{file}: the primary comparison is none: {type(error).__name__}: {error}; restore it from a copy"
+                f"{self.path / 'sweep.json'}: the primary comparison is none: {error}; restore it from a copy"
             ) from None
-        hashes = [(str(self.manifest.get("hash")), "the plan's own hash")]
-        hashes += [(str(run["plan"]), f"that of {name}") for name, run in self._finished.items() if run.get("plan")]
-        for expected, whose in hashes:
-            if expected != found:
-                raise EditedManifest(
-                    f"{file}: found plan {found[:12]}, expected {expected[:12]}, {whose}; the plan was edited after it "
-                    "was hashed, or the run belongs to another sweep; restore them from a copy"
-                )
-        return primary
 
     def trunk_of(self, run: str) -> str | None:
         """Path of the trunk that a run branched from, None where it has none.

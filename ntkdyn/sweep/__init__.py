@@ -7,11 +7,11 @@ command goes on where it was stopped. ``confirmation/`` is a sweep of the same p
 
 from .confirmation import confirmation_of as confirmation_of
 from .cost import foresight as foresight
+from .folder import run_status as run_status
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .plan import read_grid as read_grid
 from .plan_file import find_plan as find_plan
 from .plan_file import packaged_plan as packaged_plan
 from .running import cores as cores
-from .running import run_status as run_status
 from .running import run_sweep as run_sweep

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ConfigurationError, DamagedRecording, EditedManifest, MissingRecording
-from ..plan_hash import plan_hash
-from ..store.files import read
+from ..errors import ConfigurationError
+from .folder import finished_runs, read_plan
 from .plan import Plan
 
 FOLDER = "confirmation"
@@ -24,7 +22,7 @@ def confirmation_of(explored: Path, plan: Plan, *, seeds: int | None = None) -> 
             many fresh ones as were used where they are exactly the used ones.
 
     Raises: MissingRecording: there is no sweep.  ConfigurationError: another plan, one without a primary comparison, or
-        seeds that were used.  EditedManifest: its plan is not the one that was hashed.
+        seeds that were used.  EditedManifest: its plan is not the one that was hashed, or not that of its runs.
     """
     before = read_plan(explored)
     if before.confirms is not None:
@@ -42,6 +40,7 @@ def confirmation_of(explored: Path, plan: Plan, *, seeds: int | None = None) -> 
             f"{explored}: holds another plan (design {before.design[:12]}), expected {plan.design[:12]}; "
             "a confirmation changes nothing but the seeds; give the command that began the sweep, and --confirm"
         )
+    finished_runs(before, explored)
     used = before.seeds
     following = max(used) + 1
     if seeds is None and set(plan.seeds) != set(used):
@@ -55,28 +54,3 @@ def confirmation_of(explored: Path, plan: Plan, *, seeds: int | None = None) -> 
     else:
         fresh = tuple(range(following, following + (seeds or len(used))))
     return replace(plan, seeds=fresh, confirms=before.hash, explored=used), explored / FOLDER
-
-
-def read_plan(folder: Path) -> Plan:
-    """Read the plan of a sweep and compare it with its hash.
-
-    Raises: MissingRecording, DamagedRecording, EditedManifest.
-    """
-    file = folder / "sweep.json"
-    if not file.exists():
-        raise MissingRecording(
-            f"{folder}: found no sweep to confirm, expected the folder of one; run it without --confirm first"
-        )
-    try:
-        content = json.loads(read(file))
-        plan = Plan.from_json(content)
-        hashed = plan_hash(content["experiment"], content["plan"], content.get("primary"))
-        expected = content["hash"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise DamagedRecording(f"{file} is no plan: {type(error).__name__}: {error}; restore it from a copy") from None
-    if hashed != expected:
-        raise EditedManifest(
-            f"{file}: found plan {hashed[:12]}, expected {str(expected)[:12]}, which was hashed before the first run; "
-            "it was edited since; restore it from a copy"
-        )
-    return plan

@@ -58,6 +58,10 @@ class PlannedRun:
     checkpoint_steps: tuple[int, ...]
     kind: str
 
+    def entry(self) -> dict[str, Any]:
+        """The run as it stands in sweep.json."""
+        return {"run": self.run, "kind": self.kind, "config": self.config, "seed": self.seed, "parent": self.parent}
+
     @property
     def trunk(self) -> str | None:
         """Folder of the trunk's run that must be finished before."""
@@ -112,10 +116,7 @@ class Plan:
 
     def entries(self) -> list[dict[str, Any]]:
         """The runs as they stand in sweep.json."""
-        return [
-            {"run": run.run, "kind": run.kind, "config": run.config, "seed": run.seed, "parent": run.parent}
-            for run in self.runs
-        ]
+        return [run.entry() for run in self.runs]
 
     def to_json(self) -> dict[str, Any]:
         """Content of sweep.json."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
-import json
 import multiprocessing
 import os
 import threading
@@ -20,12 +18,12 @@ import torch
 
 from ..checkpoint import load
 from ..configuration import configure
-from ..errors import DamagedRecording, EditedManifest, NtkdynError, RecordingExists
+from ..errors import NtkdynError
 from ..experiment import run_experiment
 from ..plugins import load_experiment
 from ..progress import progress_bar
-from ..store.files import make_folder, publish, replace
-from ..store.manifest import read_manifest
+from ..store.files import publish
+from .folder import claimed, finished_runs, set_aside
 from .plan import Plan, PlannedRun
 
 # Seconds; a run that was cut off begins anew, so that single snapshots need not survive it.
@@ -55,20 +53,20 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
             everything once.
         command: the user's command, stored in every run.
 
-    Raises: RecordingExists: ``out`` holds something else; nothing in it was touched.
+    Raises: RecordingExists: ``out`` holds something else, or another process runs the sweep; nothing was touched.
+        EditedManifest: a finished run is not the one that the plan has in its place.
     """
-    _claim(plan, out)
-    summary = Summary()
-    pending: list[PlannedRun] = []
-    for run in plan.runs:
-        status = run_status(out / run.run)
-        if status == "finished":
-            summary.kept.append(run.run)
-            continue
-        if status is not None:
-            _set_aside(out / run.run)
-        pending.append(run)
+    with claimed(plan, out):
+        return _run(plan, out, jobs=jobs, command=command, progress=progress)
+
+
+def _run(plan: Plan, out: Path, *, jobs: int | None, command: str, progress: bool) -> Summary:
+    summary = Summary(kept=list(finished_runs(plan, out)))
     finished = set(summary.kept)
+    pending = [run for run in plan.runs if run.run not in finished]
+    for run in pending:
+        if (out / run.run).exists():
+            set_aside(out / run.run)
     workers = min(jobs or cores(), max(len(pending), 1))
     with (
         progress_bar(len(plan.runs), what="runs", done=len(finished), shown=progress) as bar,
@@ -100,22 +98,6 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
             for future in running:
                 future.cancel()
     return summary
-
-
-def run_status(folder: Path) -> str | None:
-    """Status in a run's manifest: "finished", "running", …; None where there is no run.
-
-    Raises: EditedManifest: training it again because of an edit would be for its owner to decide.  NewerRecording.
-    """
-    try:
-        status = read_manifest(folder).get("status")
-    except FileNotFoundError:
-        return "unfinished" if folder.exists() else None
-    except EditedManifest:
-        raise
-    except DamagedRecording:
-        return "damaged"
-    return status if isinstance(status, str) else "damaged"
 
 
 def cores() -> int:
@@ -196,32 +178,3 @@ def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -
         if said.getvalue() and folder.is_dir():
             publish(folder / "log.txt", said.getvalue().encode())
     return None
-
-
-def _claim(plan: Plan, out: Path) -> None:
-    """Write sweep.json into a new folder, or accept one that holds this very plan."""
-    manifest = out / "sweep.json"
-    if manifest.exists():
-        found = json.loads(manifest.read_bytes()).get("hash")
-        if found != plan.hash:
-            remedy = "choose a new --out"
-            if plan.confirms is not None:
-                remedy = "a plan is confirmed once; go on with the --seeds that it was begun with"
-            raise RecordingExists(
-                f"{out}: holds another sweep (plan {str(found)[:12]}), expected plan {plan.hash[:12]}; "
-                f"nothing was touched; {remedy}"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecordingExists(f"{out}: holds something that is no sweep; nothing was touched; choose a new --out")
-    make_folder(out)
-    publish(manifest, json.dumps(plan.to_json(), indent=1).encode())
-
-
-def _set_aside(folder: Path) -> None:
-    """Rename an unfinished run, so that it is neither lost nor mistaken for a finished one."""
-    for number in itertools.count(1):
-        target = folder.with_name(f"{folder.name}.unfinished-{number}")
-        if not target.exists():
-            replace(folder, target)
-            return

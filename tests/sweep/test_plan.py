@@ -167,20 +167,6 @@ def test_a_sweep_knows_its_primary_comparison(tmp_path: Path) -> None:
     for runs in (sweep.primary.of_runs, sweep.primary.minus_runs):
         assert {f"{runs}/{seed}" for seed in plan.seeds} <= set(sweep.runs)
 
-    file = tmp_path / "out" / "sweep.json"
-    content = json.loads(file.read_bytes())
-    file.write_text(json.dumps(content | {"primary": content["primary"] | {"margin": 9.0}}))
-    with pytest.raises(EditedManifest, match="the plan's own hash"):
-        _ = Sweep.open(tmp_path / "out").primary
-    # An edit that gives itself a new hash is not the plan of the runs.
-    edited = Plan.from_json(json.loads(file.read_bytes()))
-    file.write_text(json.dumps(edited.to_json()))
-    with pytest.raises(EditedManifest, match="that of trunks/"):
-        _ = Sweep.open(tmp_path / "out").primary
-    file.write_text(json.dumps(content | {"primary": {"margin": 9.0}}))
-    with pytest.raises(DamagedRecording, match="the primary comparison is none"):
-        _ = Sweep.open(tmp_path / "out").primary
-
 
 def test_a_plan_reads_back_as_it_was_written(tmp_path: Path) -> None:
     for text in ("", PLAN):
@@ -239,9 +225,8 @@ def test_what_cannot_be_confirmed(tmp_path: Path) -> None:
     refused(ConfigurationError, "holds another plan", planned(tmp_path, PLAN.replace("margin = 1", "margin = 2")))
     file = out / "sweep.json"
     content = json.loads(file.read_bytes())
-    # The seeds of the runs count, which are hashed.
     file.write_text(json.dumps(content | {"seeds": [0]}))
-    assert confirmation_of(out, plan)[0].seeds == (2, 3)
+    refused(EditedManifest, r"found seeds \[0\], expected \[0, 1\]")
     content["plan"][0]["seed"] = 9
     file.write_text(json.dumps(content))
     refused(EditedManifest, "hashed before the first run")
