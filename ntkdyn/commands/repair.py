@@ -21,8 +21,15 @@ def repair(path: Path, unlock: bool) -> None:
     Example:
       ntkdyn repair runs/dense
     """
+    from ..store.lock import NAME, Lock
     from ..store.repair import repair as done_to
 
+    if unlock and (path / "sweep.json").is_file():
+        # Its own, and those of runs that had not even begun.
+        for lock in (path / NAME, *(file for kind in ("trunks", "arms") for file in path.glob(f"{kind}/*/*/{NAME}"))):
+            if lock.exists():
+                Lock(lock.parent, force=True).release()
+                click.echo(printable(f"{lock.parent}: unlocked"))
     for run in runs_in(path):
         done = done_to(run, unlock=unlock)
         for line in done:
