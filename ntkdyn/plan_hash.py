@@ -13,8 +13,21 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()
 
 
-def plan_hash(experiment: str, runs: Iterable[Mapping[str, Any]], primary: Mapping[str, Any] | None) -> str:
-    """SHA-256 over experiment, runs (run, config, seed, parent) and primary comparison, as they stand in sweep.json."""
-    listed = [[run["run"], run["config"], run["seed"], run["parent"]] for run in runs]
+def plan_hash(
+    experiment: str,
+    runs: Iterable[Mapping[str, Any]],
+    primary: Mapping[str, Any] | None,
+    confirms: str | None = None,
+    explored: Iterable[int] = (),
+) -> str:
+    """SHA-256 over experiment, runs (run, config, seed, parent) and primary comparison, as they stand in sweep.json.
+
+    Of a confirmation also over the hash of the plan that it confirms, and the seeds of that one.
+    """
+    content: list[Any] = [experiment, [[run["run"], run["config"], run["seed"], run["parent"]] for run in runs]]
     # Plans without a primary comparison keep the hash that they had before there was one.
-    return digest([experiment, listed] if primary is None else [experiment, listed, primary])
+    if primary is not None or confirms is not None:
+        content.append(primary)
+    if confirms is not None:
+        content += [confirms, list(explored)]
+    return digest(content)

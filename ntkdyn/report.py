@@ -136,7 +136,7 @@ def analyze(sources: Sequence[Run | Sweep], out: Path, *, only: Sequence[str] = 
         files += written
     page = out / "report.html"
     publish(page, _page(sources, runs, sections, unavailable).encode())
-    sentences = [sentence for section in sections for sentence in section.verdict]
+    sentences = [*_confirmation(sources), *(sentence for section in sections for sentence in section.verdict)]
     for section in sections:
         head = f"{section.title}, {section.group}" if section.group else section.title
         rest = [sentence for sentence in section.sentences if sentence not in section.verdict]
@@ -286,11 +286,21 @@ def _page(
     return template.render(
         title=_title(sources, runs),
         version=__version__,
-        verdict=[sentence for section in sections for sentence in section.verdict],
+        verdict=[*_confirmation(sources), *(sentence for section in sections for sentence in section.verdict)],
         facts=_facts(sources, runs),
         sections=sections,
         unavailable=unavailable,
     )
+
+
+def _confirmation(sources: Sequence[Any]) -> list[str]:
+    """Sentence that says so of a sweep that is a confirmation."""
+    if not _is_sweep(sources[0]) or sources[0].confirms is None:
+        return []
+    used = ", ".join(map(str, sources[0].manifest["explored"]))
+    return [
+        f"Confirmation of plan {sources[0].confirms[:12]}, unchanged, on seeds that it had not used (it used {used})."
+    ]
 
 
 def _title(sources: Sequence[Any], runs: Mapping[str, Run]) -> str:

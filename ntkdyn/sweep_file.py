@@ -21,15 +21,24 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, _SEAL: digest(content)}
 
 
+def confirmed(content: Mapping[str, Any]) -> str | None:
+    """Hash of the plan that a sweep confirms, as far as its own hash covers it; None: it is no confirmation."""
+    return content.get("confirms") if _SEAL in content else None
+
+
 def check_plan(file: Path, content: Mapping[str, Any]) -> None:
-    """Compare the content of sweep.json with its own hashes; its seeds must be those of its runs.
+    """Compare the content of sweep.json with its own hashes.
+
+    Its seeds must be those of its runs, and of a confirmation none of those that it is to be independent of.
 
     Raises: EditedManifest: they differ.  DamagedRecording: it is no plan.
     """
     if "hash" not in content:
         return
     try:
-        found = plan_hash(content["experiment"], content["plan"], content.get("primary"))
+        confirms = confirmed(content)
+        explored = list(content["explored"]) if confirms is not None else []
+        found = plan_hash(content["experiment"], content["plan"], content.get("primary"), confirms, explored)
         seeds = list(dict.fromkeys(entry["seed"] for entry in content["plan"]))
         expected, named = str(content["hash"]), list(content.get("seeds", seeds))
     except (KeyError, TypeError, AttributeError) as error:
@@ -42,6 +51,11 @@ def check_plan(file: Path, content: Mapping[str, Any]) -> None:
     if named != seeds:
         raise EditedManifest(
             f"{file}: found seeds {named}, expected {seeds}, those of its runs; it was edited; restore it from a copy"
+        )
+    if set(seeds) & set(explored):
+        raise EditedManifest(
+            f"{file}: found seeds {sorted(set(seeds) & set(explored))} in a confirmation, expected none that the "
+            f"confirmed plan {str(confirms)[:12]} has used; what it finds confirms nothing"
         )
     if _SEAL in content and content[_SEAL] != digest({name: content[name] for name in content if name != _SEAL}):
         raise EditedManifest(

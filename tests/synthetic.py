@@ -158,6 +158,7 @@ class Sweep:
     kinds: dict[str, str]
     parents: dict[str, str]
     primary: Any = None
+    confirms: str | None = None
 
     @property
     def table(self) -> pd.DataFrame:

@@ -265,13 +265,16 @@ def test_a_sweep_is_confirmed_on_fresh_seeds(capsys: pytest.CaptureFixture[str],
     assert not out.exists()
     code, text, error = run(capsys, *arguments, "--jobs", "1")
     assert code == 0, error
-    code, text, error = run(capsys, *arguments, "--confirm", "--plan")
+    code, _, error = run(capsys, *arguments, "--confirm")
+    assert code == 2
+    assert "expected at least 2" in one_line(error)
+    code, text, error = run(capsys, *arguments, "--confirm", "--seeds", "2", "--plan")
     assert code == 0, error
-    assert "seeds [1]" in text
+    assert "seeds [1, 2]" in text
     assert "which used seeds [0]" in text
     assert "primary comparison: test_accuracy of start_epoch=2 minus start_epoch=0" in text
     assert not (out / "confirmation").exists()
-    code, text, error = run(capsys, *arguments, "--confirm", "--jobs", "1")
+    code, text, error = run(capsys, *arguments, "--confirm", "--seeds", "2", "--jobs", "1")
     assert code == 0, error
     assert f"next: ntkdyn analyze {out / 'confirmation'}" in text
     file.write_text(file.read_text().replace("seeds = 1", "seeds = [0, 5]"))
@@ -281,7 +284,7 @@ def test_a_sweep_is_confirmed_on_fresh_seeds(capsys: pytest.CaptureFixture[str],
 
     from ntkdyn import Sweep
 
-    assert set(Sweep.open(out / "confirmation").table.seed) == {1}
+    assert set(Sweep.open(out / "confirmation").table.seed) == {1, 2}
 
 
 def test_demo_smoke(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from . import called
 @click.option(
     "--confirm",
     is_flag=True,
-    help="Repeat the plan of the sweep in --out on fresh seeds, into its folder confirmation.",
+    help="Repeat the plan of the sweep in --out once on 2 or more seeds that are fresh in that folder (what was run in "
+    "other folders cannot be seen), into its folder confirmation.",
 )
 @click.option(
     "--data-dir",

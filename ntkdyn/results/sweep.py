@@ -15,7 +15,7 @@ from ..store import files
 from ..store.manifest import read_manifest
 from ..store.reader import files_of
 from ..store.verify import MAX_BYTES, MAX_RATIO, validate
-from ..sweep_file import check_plan, check_run
+from ..sweep_file import check_plan, check_run, confirmed
 from .run import Run
 
 if TYPE_CHECKING:
@@ -115,6 +115,14 @@ class Sweep:
             raise DamagedRecording(
                 f"{self.path / 'sweep.json'}: the primary comparison is none: {error}; restore it from a copy"
             ) from None
+
+    @property
+    def confirms(self) -> str | None:
+        """Hash of the plan that this sweep repeats on fresh seeds, None where it is no confirmation.
+
+        A confirmation that an older ntkdyn has begun, whose hash does not cover it, counts as none.
+        """
+        return confirmed(self.manifest)
 
     def trunk_of(self, run: str) -> str | None:
         """Path of the trunk that a run branched from, None where it has none.

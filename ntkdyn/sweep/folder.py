@@ -6,15 +6,17 @@ import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedRecording, EditedManifest, MissingRecording, RecordingExists
-from ..store.files import make_folder, publish, read, replace
+from ..store import files
+from ..store.files import make_folder, publish, read
 from ..store.lock import NAME as LOCK
 from ..store.lock import Lock
 from ..store.manifest import read_manifest
-from ..sweep_file import check_plan, check_run, sealed
+from ..sweep_file import check_plan, check_run, confirmed, sealed
 from .plan import Plan
 
 FILE = "sweep.json"
@@ -33,6 +35,8 @@ def read_plan(folder: Path) -> Plan:
     try:
         content = json.loads(read(file))
         plan = Plan.from_json(content)
+        if confirmed(content) is None:
+            plan = replace(plan, confirms=None, explored=())
         named = content["hash"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DamagedRecording(f"{file} is no plan: {type(error).__name__}: {error}; restore it from a copy") from None
@@ -120,5 +124,5 @@ def set_aside(folder: Path) -> None:
     for number in itertools.count(1):
         target = folder.with_name(f"{folder.name}.unfinished-{number}")
         if not target.exists():
-            replace(folder, target)
+            files.replace(folder, target)
             return

@@ -102,8 +102,8 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over experiment, configurations, seeds and primary comparison."""
-        return plan_hash(self.experiment, self.entries(), self._named())
+        """SHA-256 over experiment, configurations, seeds, primary comparison, and what it confirms."""
+        return plan_hash(self.experiment, self.entries(), self._named(), self.confirms, self.explored)
 
     @property
     def design(self) -> str:

@@ -23,7 +23,8 @@ from ..experiment import run_experiment
 from ..plugins import load_experiment
 from ..progress import progress_bar
 from ..store.files import publish
-from .folder import claimed, finished_runs, set_aside
+from .confirmation import note, refuse_second
+from .folder import FILE, claimed, finished_runs, set_aside
 from .plan import Plan, PlannedRun
 
 # Seconds; a run that was cut off begins anew, so that single snapshots need not survive it.
@@ -56,7 +57,12 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
     Raises: RecordingExists: ``out`` holds something else, or another process runs the sweep; nothing was touched.
         EditedManifest: a finished run is not the one that the plan has in its place.
     """
+    new = not (out / FILE).exists()
+    if plan.confirms is not None:
+        refuse_second(plan, out.parent)
     with claimed(plan, out):
+        if plan.confirms is not None:
+            note(plan, out.parent, new=new)
         return _run(plan, out, jobs=jobs, command=command, progress=progress)
 
 

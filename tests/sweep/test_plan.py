@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,11 @@ from ntkdyn.errors import (
     NtkdynError,
     RecordingExists,
 )
+from ntkdyn.report import analyze
 from ntkdyn.sweep import confirmation_of, foresight, make_plan, run_sweep
 from ntkdyn.sweep.cost import estimate
 from ntkdyn.sweep.plan import Plan
+from ntkdyn.sweep_file import sealed
 
 TINY = f"{Path(__file__).parent / 'tiny_experiment.py'}:Tiny"
 
@@ -192,10 +196,69 @@ def test_a_confirmation_continues_behind_the_used_seeds(tmp_path: Path) -> None:
     assert set(Sweep.open(folder).table.seed) == {2, 3}
     # The same command goes on with it, and another number of seeds is no second try.
     assert len(run_sweep(confirmation_of(out, plan)[0], folder, jobs=1).kept) == 8
-    with pytest.raises(RecordingExists, match="confirmed once"):
-        run_sweep(confirmation_of(out, plan, seeds=3)[0], folder, jobs=1)
+    with pytest.raises(RecordingExists, match=r"was confirmed on seeds 2, 3, .*confirmed once"):
+        confirmation_of(out, plan, seeds=3)
     with pytest.raises(ConfigurationError, match="found a confirmation itself"):
         confirmation_of(folder, plan)
+
+
+def test_a_deleted_confirmation_gives_no_second_try(tmp_path: Path) -> None:
+    plan, out = planned(tmp_path), tmp_path / "out"
+    run_sweep(plan, out, jobs=1)
+    other = confirmation_of(out, plan, seeds=3)[0]
+    confirmation, folder = confirmation_of(out, plan)
+    run_sweep(confirmation, folder, jobs=1)
+    shutil.rmtree(folder)
+    for again in (lambda: confirmation_of(out, plan, seeds=3), lambda: run_sweep(other, folder, jobs=1)):
+        with pytest.raises(RecordingExists, match=r"was confirmed on seeds 2, 3, begun 2\d{3}-"):
+            again()
+    assert not folder.exists()
+    with pytest.warns(RuntimeWarning, match=f"{folder}: the confirmation begun .* made again, on the same seeds"):
+        assert len(run_sweep(confirmation_of(out, plan)[0], folder, jobs=1).finished) == 8
+    marker = out / "confirmation.json"
+    marker.write_text(marker.read_text().replace("2,", "5,"))
+    with pytest.raises(DamagedRecording, match="does not say what was confirmed: ValueError: its SHA-256"):
+        confirmation_of(out, plan)
+
+
+def test_the_hash_of_a_confirmation_covers_what_it_confirms(tmp_path: Path) -> None:
+    plan, out = planned(tmp_path), tmp_path / "out"
+    run_sweep(plan, out, jobs=1)
+    assert Sweep.open(out).confirms is None
+    confirmation, folder = confirmation_of(out, plan)
+    assert confirmation.hash != replace(confirmation, confirms=None, explored=()).hash
+    run_sweep(confirmation, folder, jobs=1)
+    assert Sweep.open(folder).confirms == plan.hash
+    (sentence, *_) = analyze([Sweep.open(folder)], tmp_path / "report", only=["units"]).sentences
+    assert sentence.startswith(
+        f"Confirmation of plan {plan.hash[:12]}, unchanged, on seeds that it had not used (it us"
+    )
+    assert sentence in (tmp_path / "report" / "report.html").read_text()
+    file = folder / "sweep.json"
+    content = json.loads(file.read_bytes())
+    for changes in ({"confirms": "0" * 64}, {"explored": [7]}, {"confirms": None}):
+        file.write_text(json.dumps(content | changes))
+        with pytest.raises(EditedManifest, match="hashed before the first run"):
+            Sweep.open(folder)
+    # An exploration that calls itself one, by the entries of before, is none; on its own seeds it is refused.
+    file = out / "sweep.json"
+    content = json.loads(file.read_bytes())
+    file.write_text(json.dumps({k: v for k, v in content.items() if k != "sha256"} | {"confirms": "0", "explored": []}))
+    assert Sweep.open(out).confirms is None
+    again = sealed(replace(plan, confirms="0" * 64, explored=(1,)).to_json())
+    file.write_text(json.dumps(again))
+    with pytest.raises(EditedManifest, match=r"found seeds \[1\] in a confirmation"):
+        Sweep.open(out)
+
+
+def test_a_confirmation_takes_two_seeds(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = planned(tmp_path, head="seeds = 1")
+    run_sweep(plan, out, jobs=1)
+    for seeds in (None, 1):
+        with pytest.raises(ConfigurationError, match="found 1 seed for a confirmation, expected at least 2"):
+            confirmation_of(out, plan, seeds=seeds)
+    assert confirmation_of(out, plan, seeds=2)[0].seeds == (1, 2)
 
 
 def test_a_confirmation_refuses_used_seeds(tmp_path: Path) -> None:
