@@ -26,6 +26,12 @@ Begin = Callable[[nn.Module], SlopeOwner]
 # Milliseconds a snapshot; a kernel takes a hundred times that on larger networks.
 _CHEAP_PROBES = ("gates", "units", "path-length")
 
+OF_EVERY_ARM = (
+    *("dense_weight_norm", "active_units", "active_share", "survivor_nonlinearity", "weighted_units"),
+    *("napl", "apl", "weighted_napl", "effective_width", "parameters", "diverged"),
+)
+"""Results of ``run_arm`` beside what the training measures."""
+
 
 class Arm:
     """Moves the slopes of one network at the right steps, and measures it at the switch.

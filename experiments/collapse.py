@@ -71,6 +71,7 @@ class Collapse:
 
     name = "collapse"
     Config = CollapseConfig
+    results = NonlinearAdvantage.results
 
     def trunk(self, config: CollapseConfig) -> tuple[CollapseConfig, int] | None:
         """Return the dense run and the step from which a network is extracted, None for one trained from scratch."""

@@ -18,7 +18,7 @@ from pydantic import Field
 from ..checkpoint import Checkpoint
 from ..experiment import RecorderFactory
 from ..linearization import Linearizer
-from .arm import run_arm
+from .arm import OF_EVERY_ARM, run_arm
 from .settings import DataSettings, Natural, Positive
 from .training import Training
 from .training_data import steps_per_epoch
@@ -74,6 +74,7 @@ class CoreNetwork:
 
     name = "core-network"
     Config = CoreNetworkConfig
+    results = (*Training.results, *OF_EVERY_ARM)
 
     def trunk(self, config: CoreNetworkConfig) -> tuple[CoreNetworkConfig, int] | None:
         """Return the dense run that a configuration branches from and the step, or None for the dense run itself."""

@@ -48,6 +48,7 @@ class LayerwiseVsChannelwise:
 
     name = "layerwise-vs-channelwise"
     Config = LayerwiseConfig
+    results = NonlinearAdvantage.results
 
     def trunk(self, config: LayerwiseConfig) -> tuple[LayerwiseConfig, int] | None:
         """Return the dense run that a configuration branches from and the step, or None for the dense run itself."""

@@ -120,6 +120,7 @@ class LinearizedTraining:
 
     name = "linearized-training"
     Config = LinearizedTrainingConfig
+    results = NonlinearAdvantage.results
 
     def trunk(self, config: LinearizedTrainingConfig) -> tuple[LinearizedTrainingConfig, int] | None:
         """Return the dense run that a child branches from and the step, or None for the dense run itself."""

@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint
 from ..experiment import RecorderFactory
 from ..linearization import SlopeReplay, random_mask, survivor_mask
 from .advantage_config import AdvantageConfig
-from .arm import Begin, linearizer, mask_ramp, run_arm
+from .arm import OF_EVERY_ARM, Begin, linearizer, mask_ramp, run_arm
 from .before import Intervention
 from .training import Training, learn_slopes, restore
 from .training_data import steps_per_epoch
@@ -30,6 +30,7 @@ class NonlinearAdvantage:
 
     name = "nonlinear-advantage"
     Config = AdvantageConfig
+    results = (*Training.results, *OF_EVERY_ARM)
 
     def trunk(self, config: AdvantageConfig) -> tuple[AdvantageConfig, int] | None:
         """Return the dense run that a configuration branches from and the step, or None for the dense run itself."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ Objective = Callable[[int, Any, Tensor], Tensor]
 class Training:
     """One configuration and seed. Units: steps are applied optimizer steps."""
 
+    # What ``at_switch`` and ``at_end`` measure.
+    results: ClassVar[tuple[str, ...]] = ("test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_loss")
     config: DataSettings
     seed: int
     data: TrainingData
@@ -143,11 +145,6 @@ class Training:
     def with_labels(self, labels: str) -> Training:
         """Return the same training on the same inputs with other labels; see ``relabeled``."""
         return replace(self, data=relabeled(self.data, labels, self.seed))
-
-    @property
-    def results(self) -> tuple[str, ...]:
-        """Names of what ``at_switch`` and ``at_end`` measure."""
-        return ("test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_loss")
 
     def at_switch(self, model: nn.Module) -> dict[str, float]:
         """Return dense_accuracy and dense_loss, on the test set."""

@@ -16,7 +16,7 @@ from torch import nn
 from ..checkpoint import Checkpoint
 from ..experiment import RecorderFactory
 from ..linearization import random_mask
-from .arm import SlopeOwner, linearizer, mask_ramp, run_arm
+from .arm import OF_EVERY_ARM, SlopeOwner, linearizer, mask_ramp, run_arm
 from .translation_config import TranslationConfig
 from .translation_training import TranslationTraining, steps_per_epoch
 
@@ -26,6 +26,7 @@ class Translation:
 
     name = "translation"
     Config = TranslationConfig
+    results = (*TranslationTraining.results, *OF_EVERY_ARM)
 
     def trunk(self, config: TranslationConfig) -> tuple[TranslationConfig, int] | None:
         """Return the dense run that a configuration branches from and the step, or None for the dense run itself."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,11 @@ class Text:
 class TranslationTraining:
     """One configuration and seed. Units: steps are applied optimizer steps."""
 
+    # What ``at_switch`` and ``at_end`` measure.
+    results: ClassVar[tuple[str, ...]] = (
+        *("test_bleu", "validation_bleu", "test_accuracy", "test_loss", "validation_loss", "train_loss"),
+        *("dense_bleu", "dense_accuracy", "dense_loss"),
+    )
     config: TranslationConfig
     seed: int
     text: Text
@@ -158,12 +163,6 @@ class TranslationTraining:
             checkpoint_steps=[epoch * self.steps_per_epoch for epoch in config.checkpoint_epochs],
             provenance=self.text.provenance,
         )
-
-    @property
-    def results(self) -> tuple[str, ...]:
-        """Names of what ``at_switch`` and ``at_end`` measure."""
-        final = ("test_bleu", "validation_bleu", "test_accuracy", "test_loss", "validation_loss", "train_loss")
-        return (*final, "dense_bleu", "dense_accuracy", "dense_loss")
 
     def at_switch(self, model: nn.Module) -> dict[str, float]:
         """Return dense_bleu, dense_accuracy and dense_loss, on the test pairs."""

@@ -55,6 +55,7 @@ class Experiment(Protocol):
 
     An experiment that branches also has ``trunk(config) -> (config of the trunk, step) | None``; one that trains by
     ``fit`` may say with ``steps(config)`` how many steps a run takes that starts from its trunk, for estimates of cost.
+    ``results``, names of what ``run`` returns, let a plan be refused whose primary comparison is in none of them.
     """
 
     name: str

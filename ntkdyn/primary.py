@@ -6,7 +6,7 @@ Every other difference that is found in the sweep is exploratory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -68,7 +68,12 @@ class PrimaryComparison:
 
 
 def read_primary(
-    table: Any, configurations: Mapping[str, Mapping[str, Any]], known: list[str], *, path: str
+    table: Any,
+    configurations: Mapping[str, Mapping[str, Any]],
+    known: list[str],
+    *,
+    path: str,
+    results: Sequence[str] | None = None,
 ) -> PrimaryComparison:
     """Return the comparison of a ``[plan]`` table: hypothesis, margin, deviation, deviation_from, [plan.primary].
 
@@ -76,8 +81,9 @@ def read_primary(
         configurations: those of the sweep by the folder of their runs.
         known: names of all settings.
         path: of the file, for errors.
-    Raises: ConfigurationError: another entry, an unknown setting, no arm or several arms of the plan fit, or one arm
-        stands on both sides.
+        results: names of what the experiment's runs measure; None: it does not say.
+    Raises: ConfigurationError: another entry, an unknown setting or measure, no arm or several arms of the plan fit, or
+        one arm stands on both sides.
     """
     entries = _table(table, "[plan]", (*_NUMBERS, *_TEXTS, "primary"), path)
     if "primary" not in entries:
@@ -90,6 +96,10 @@ def read_primary(
         raise ConfigurationError(
             f"{path}: {_WHERE}: found measure = {measure!r}, expected the name of a result such as 'test_accuracy'"
         )
+    if results is not None and measure not in results:
+        near = get_close_matches(measure, results, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"results are {', '.join(results)}"
+        raise ConfigurationError(f"{path}: {_WHERE}: measure {measure!r} is unknown; {hint}")
     where = _settings(primary.get("where", {}), "where", known, path)
     sides: dict[str, dict[str, Any]] = {}
     for side in ("of", "minus"):

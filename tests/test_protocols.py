@@ -52,6 +52,7 @@ def test_an_arm_of_the_trunk_equals_one_that_trains_alone(
     arm = run_experiment(experiment, config, seed=1, path=tmp_path / "arm", start=start)
     alone = run_experiment(experiment, config, seed=1, path=tmp_path / "alone")
     np.testing.assert_equal(dict(arm), dict(alone))
+    assert set(arm) == set(experiment.results)
     assert arm["diverged"] == 0
     first, second = Run.open(tmp_path / "arm"), Run.open(tmp_path / "alone")
     assert first.manifest["final_weights_sha256"] == second.manifest["final_weights_sha256"]

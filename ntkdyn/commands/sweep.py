@@ -65,14 +65,14 @@ def sweep(
     if data_dir is not None:
         # The worker processes inherit it.
         os.environ["NTKDYN_DATA"] = str(data_dir)
-    from ..sweep import confirmation_of, cores, find_plan, foresight, make_plan, read_grid, run_sweep
+    from ..sweep import confirmation_of, cores, find_plan, foresight, make_plan, read_grid, run_sweep, standing
 
     with find_plan(plan_file) as file:
         plan = make_plan(experiment, file=file, settings=settings, grid=read_grid(grid), seeds=seeds)
     if confirm:
         plan, out = confirmation_of(out, plan, seeds=seeds)
     if show:
-        for line in (*plan.lines(), *foresight(plan, jobs or cores())):
+        for line in (*plan.lines(), *foresight(plan, jobs or cores()), *standing(plan, out)):
             click.echo(line)
         return
     summary = run_sweep(plan, out, jobs=jobs, command=called(), progress=True)

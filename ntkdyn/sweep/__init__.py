@@ -8,6 +8,7 @@ command goes on where it was stopped. ``confirmation/`` is a sweep of the same p
 from .confirmation import confirmation_of as confirmation_of
 from .cost import foresight as foresight
 from .folder import run_status as run_status
+from .folder import standing as standing
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .plan import read_grid as read_grid

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedRecording, EditedManifest, MissingRecording, RecordingExists
+from ..errors import DamagedRecording, EditedManifest, MissingRecording, NtkdynError, RecordingExists
 from ..store import files
 from ..store.files import make_folder, publish, read
 from ..store.lock import NAME as LOCK
@@ -93,6 +93,16 @@ def refuse_other(plan: Plan, out: Path) -> None:
     # A sweep that was killed at once leaves its lock.
     elif out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):
         raise RecordingExists(f"{out}: holds something that is no sweep; nothing was touched; choose a new --out")
+
+
+def standing(plan: Plan, out: Path) -> Iterator[str]:
+    """Say what is in the folder where a plan is to run; nothing of a new one."""
+    try:
+        refuse_other(plan, out)
+        if (out / FILE).exists():
+            yield f"{out} holds this plan; {len(finished_runs(plan, out))} of {len(plan.runs)} runs are finished"
+    except NtkdynError as error:
+        yield f"it cannot run there: {error}"
 
 
 @contextmanager

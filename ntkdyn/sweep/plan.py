@@ -12,11 +12,12 @@ from typing import Any
 from ..configuration import configure, parse_assignment, parse_value
 from ..errors import ConfigurationError
 from ..plan_hash import digest, plan_hash
-from ..plugins import load_experiment
+from ..plugins import kebab, load_experiment
 from ..primary import PrimaryComparison, read_primary
 from .plan_file import Grid, PlanFile, read_plan_file
 
 FORMAT = "ntkdyn-sweep-1"
+_MOST_SEEDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -213,10 +214,15 @@ def make_plan(
         grid: one more grid.
         seeds: a number of seeds, from the file's ``first_seed`` (else 0) on, or the seeds; default the file's, else 1.
 
-    Raises: ConfigurationError: the file or a setting is invalid.
+    Raises: ConfigurationError: the file or a setting is invalid, or the file is that of another experiment.
     """
     chosen = load_experiment(experiment)
     written = PlanFile() if file is None else read_plan_file(file)
+    if written.experiment is not None and _place(written.experiment) != _place(experiment):
+        raise ConfigurationError(
+            f"{file}: found the plan of experiment {written.experiment!r}, expected one of {experiment!r}; give that "
+            "experiment, or another file"
+        )
     base = written.settings | dict(parse_assignment(text) for text in settings)
     grids = [*written.grids]
     if grid:
@@ -225,11 +231,26 @@ def make_plan(
     primary = None
     if written.plan is not None:
         by_runs = {one.runs: one.config for one in planned}
-        primary = read_primary(written.plan, by_runs, list(chosen.Config.model_fields), path=str(file))
+        primary = read_primary(
+            written.plan,
+            by_runs,
+            list(chosen.Config.model_fields),
+            path=str(file),
+            results=getattr(chosen, "results", None),
+        )
     wanted = written.seeds or 1 if seeds is None else seeds
     first = written.first_seed or 0
+    if isinstance(wanted, int) and not (1 <= wanted <= _MOST_SEEDS and first + wanted <= 2**63):
+        raise ConfigurationError(
+            f"seeds: found {wanted} of them from {first} on, expected 1 to {_MOST_SEEDS}, all below 2^63"
+        )
     listed = tuple(range(first, first + wanted)) if isinstance(wanted, int) else tuple(wanted)
     return Plan(experiment, base, tuple(grids), listed, planned, primary)
+
+
+def _place(experiment: str) -> str:
+    source, _, name = experiment.rpartition(":")
+    return f"{Path(source).resolve()}:{name}" if source.endswith(".py") else kebab(experiment)
 
 
 def _configurations(chosen: Any, base: Mapping[str, Any], grids: Sequence[Grid]) -> Iterator[PlannedConfiguration]:

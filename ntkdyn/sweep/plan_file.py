@@ -25,6 +25,7 @@ class PlanFile:
         seeds: a number of seeds, a list of them, or None.
         first_seed: of a number of seeds; None: 0.
         plan: the table [plan] as it stands, None where there is none.
+        experiment: for which it was written, None where it does not say.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class PlanFile:
     seeds: int | tuple[int, ...] | None = None
     first_seed: int | None = None
     plan: Any = None
+    experiment: str | None = None
 
 
 def read_plan_file(path: Path) -> PlanFile:
@@ -49,6 +51,11 @@ def read_plan_file(path: Path) -> PlanFile:
             f"{path}: found {', '.join(unknown)}, expected seeds, first_seed, [settings], [[grid]] and [plan]; "
             "put settings of every run under [settings]"
         )
+    settings, experiment = content.get("settings", {}), content.get("experiment")
+    if not isinstance(settings, dict):
+        raise ConfigurationError(f"{path}: found settings = {settings!r}, expected a table [settings]")
+    if experiment is not None and not isinstance(experiment, str):
+        raise ConfigurationError(f"{path}: found experiment = {experiment!r}, expected a name")
     grids = content.get("grid", [])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise ConfigurationError(f"{path}: grid must be [[grid]] tables of setting = [values]")
@@ -56,14 +63,19 @@ def read_plan_file(path: Path) -> PlanFile:
         {name: tuple(values) if isinstance(values, list) else (values,) for name, values in grid.items()}
         for grid in grids
     )
+    empty = sorted({name for grid in axes for name, values in grid.items() if not values})
+    if empty:
+        raise ConfigurationError(
+            f"{path}: [[grid]]: found {empty[0]} = [], expected at least one value, as the grid would hold no run"
+        )
     seeds, first = _seeds(content.get("seeds"), path), content.get("first_seed")
     if first is not None and not _is_natural(first):
-        raise ConfigurationError(f"{path}: found first_seed = {first!r}, expected a whole number from 0 on")
+        raise ConfigurationError(f"{path}: found first_seed = {first!r}, expected a whole number from 0 to 2^63 - 1")
     if first is not None and isinstance(seeds, tuple):
         raise ConfigurationError(
             f"{path}: found first_seed = {first} beside a list of seeds, expected one of them; drop first_seed"
         )
-    return PlanFile(dict(content.get("settings", {})), axes, seeds, first, content.get("plan"))
+    return PlanFile(settings, axes, seeds, first, content.get("plan"), experiment)
 
 
 @contextmanager
@@ -104,9 +116,10 @@ def _seeds(value: Any, path: Path) -> int | tuple[int, ...] | None:
     elif value is None or (_is_natural(value) and value >= 1):
         return value  # type: ignore[no-any-return]  # checked here
     raise ConfigurationError(
-        f"{path}: found seeds = {value!r}, expected a whole number from 1 on, or a list of different seeds from 0 on"
+        f"{path}: found seeds = {value!r}, expected a whole number from 1 on, or a list of different seeds from 0 to "
+        "2^63 - 1"
     )
 
 
 def _is_natural(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

@@ -18,11 +18,12 @@ import torch
 
 from ..checkpoint import load
 from ..configuration import configure
-from ..errors import NtkdynError
+from ..errors import ConfigurationError, NtkdynError
 from ..experiment import run_experiment
 from ..plugins import load_experiment
 from ..progress import progress_bar
 from ..store.files import publish
+from ..store.manifest import read_manifest
 from .confirmation import note, refuse_second
 from .folder import FILE, claimed, finished_runs, set_aside
 from .plan import Plan, PlannedRun
@@ -55,7 +56,8 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
         command: the user's command, stored in every run.
 
     Raises: RecordingExists: ``out`` holds something else, or another process runs the sweep; nothing was touched.
-        EditedManifest: a finished run is not the one that the plan has in its place.
+        EditedManifest: a finished run is not the one that the plan has in its place.  ConfigurationError: an arm of
+        the primary comparison has no such result.
     """
     new = not (out / FILE).exists()
     if plan.confirms is not None:
@@ -67,9 +69,14 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
 
 
 def _run(plan: Plan, out: Path, *, jobs: int | None, command: str, progress: bool) -> Summary:
-    summary = Summary(kept=list(finished_runs(plan, out)))
-    finished = set(summary.kept)
+    kept = finished_runs(plan, out)
+    for name in kept:
+        _check_measure(plan, out, name)
+    summary = Summary(kept=list(kept))
+    finished = set(kept)
+    # Arms of the primary comparison come first, so that a measure that they do not have is known at once.
     pending = [run for run in plan.runs if run.run not in finished]
+    pending.sort(key=lambda run: not _is_primary(plan, run.run))
     for run in pending:
         if (out / run.run).exists():
             set_aside(out / run.run)
@@ -95,6 +102,7 @@ def _run(plan: Plan, out: Path, *, jobs: int | None, command: str, progress: boo
                     run = running.pop(future)
                     error = future.result()
                     if error is None:
+                        _check_measure(plan, out, run.run)
                         finished.add(run.run)
                         summary.finished.append(run.run)
                     else:
@@ -104,6 +112,23 @@ def _run(plan: Plan, out: Path, *, jobs: int | None, command: str, progress: boo
             for future in running:
                 future.cancel()
     return summary
+
+
+def _is_primary(plan: Plan, run: str) -> bool:
+    return plan.primary is not None and run.rsplit("/", 1)[0] in (plan.primary.of_runs, plan.primary.minus_runs)
+
+
+def _check_measure(plan: Plan, out: Path, run: str) -> None:
+    """Refuse to go on where a finished arm of the primary comparison has not what is compared."""
+    if plan.primary is None or not _is_primary(plan, run):
+        return
+    results = read_manifest(out / run).get("results") or {}
+    if plan.primary.measure not in results:
+        raise ConfigurationError(
+            f"{out / run}: found no result {plan.primary.measure!r}, which the primary comparison is about, expected "
+            f"it among {', '.join(results) or 'none'}; the sweep was stopped; name another in [plan.primary] and run "
+            "it into a new folder"
+        )
 
 
 def cores() -> int:

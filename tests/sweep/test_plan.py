@@ -23,7 +23,7 @@ from ntkdyn.errors import (
     RecordingExists,
 )
 from ntkdyn.report import analyze
-from ntkdyn.sweep import confirmation_of, foresight, make_plan, run_sweep
+from ntkdyn.sweep import confirmation_of, foresight, make_plan, run_sweep, standing
 from ntkdyn.sweep.cost import estimate
 from ntkdyn.sweep.plan import Plan
 from ntkdyn.sweep_file import sealed
@@ -156,10 +156,51 @@ def test_a_number_of_seeds_wins_over_the_file(tmp_path: Path) -> None:
         ("seeds = [-1]", r"seeds = \[-1\]"), ("seeds = true", "seeds = True"), ("seeds = 1.5", "seeds = 1.5"),
         ("first_seed = -1", "first_seed = -1"), ("seeds = [1]\nfirst_seed = 2", "first_seed = 2 beside a list"),
         ("sedes = 3", "found sedes, expected seeds"),
+        # These ended in a traceback, or in a sweep without runs.
+        (f"seeds = [{2**63}]", rf"seeds = \[{2**63}\]"), (f"first_seed = {2**63}", f"first_seed = {2**63}"),
+        (f"first_seed = {2**63 - 1}\nseeds = 2", f"found 2 of them from {2**63 - 1} on"),
+        ("seeds = 1000000000000", "found 1000000000000 of them"), ("settings = 3", "settings = 3, expected a table"),
+        ("experiment = 3", "experiment = 3, expected a name"),
+        ('experiment = "collapse"', "found the plan of experiment 'collapse', expected one of .*Tiny"),
     ],
 )  # fmt: skip
 def test_impossible_seeds_are_refused(tmp_path: Path, head: str, part: str) -> None:
     assert re.search(part, refusal(tmp_path, "", head=head))
+
+
+def test_an_empty_axis_is_refused(tmp_path: Path) -> None:
+    assert "found rate = [], expected at least one value" in refusal(tmp_path, "[[grid]]\nrate = []\nstart = [1]")
+
+
+def test_a_plan_knows_its_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(TINY).parent)
+    assert planned(tmp_path, head=f"seeds = 2\nexperiment = '{Path(TINY).name}'").hash == planned(tmp_path).hash
+
+
+def test_a_measure_that_no_run_has_is_refused(tmp_path: Path) -> None:
+    """A typing error in it was hashed, and seen when everything had run."""
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        "[plan.primary]\nmeasure = 'test_acuracy'\nof = {start_epoch = 2}\nminus = {start_epoch = 0}\n"
+        "where = {intervention = 'linearize'}\n"
+    )
+    with pytest.raises(ConfigurationError, match="measure 'test_acuracy' is unknown; did you mean 'test_accuracy'"):
+        make_plan("nonlinear-advantage", file=file, grid={"start_epoch": [0, 2]})
+    # An experiment that does not say what it measures is stopped at the first arm, however late it is in the plan.
+    plan = planned(tmp_path, PLAN.replace("test_accuracy", "test_acuracy"))
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"found no result 'test_acuracy', .*among loss, test_accuracy"):
+            run_sweep(plan, tmp_path / "out", jobs=1)
+        assert len(list((tmp_path / "out" / "arms").glob("*/*"))) == 1
+
+
+def test_what_lies_where_a_plan_is_to_run(tmp_path: Path) -> None:
+    plan, out = planned(tmp_path), tmp_path / "out"
+    assert list(standing(plan, out)) == []
+    run_sweep(plan, out, jobs=1)
+    assert list(standing(plan, out)) == [f"{out} holds this plan; 8 of 8 runs are finished"]
+    (line,) = standing(planned(tmp_path, ""), out)
+    assert line.startswith(f"it cannot run there: {out}: holds another sweep (plan {plan.hash[:12]})")
 
 
 def test_a_sweep_knows_its_primary_comparison(tmp_path: Path) -> None:
