@@ -423,7 +423,8 @@ def try_run(experiment: Experiment, config: BaseModel, *, seed: int, trial: Tria
     Raises: what the run raises.
     """
     with tempfile.TemporaryDirectory() as folder:
-        factory = RecorderFactory(Path(folder) / "run", trial=trial)
+        # Not committed one by one, as those of a sweep are not.
+        factory = RecorderFactory(Path(folder) / "run", trial=trial, commit_every=3600.0)
         try:
             with torch.random.fork_rng(), redirect_stderr(io.StringIO()):
                 experiment.run(config, seed=seed, recorder=factory)

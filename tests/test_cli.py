@@ -224,7 +224,7 @@ def test_sweep_is_restartable(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert code == 0
     assert "2 arms" in text
     # A trunk of 8 epochs of 2 steps, from which the arms leave at epoch 0 and 2.
-    assert "cost: 3 runs, 44 training steps, about" in text
+    assert "cost: 3 runs, 44 training steps, roughly" in text
     assert "none is named" in text
     assert not out.exists()
     code, text, error = run(capsys, *arguments, "--jobs", "1")

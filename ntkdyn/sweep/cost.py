@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..analysis.power import ADEQUATE_POWER, minimum_detectable_effect
 from ..configuration import configure
@@ -26,16 +27,22 @@ class Cost:
 
 
 def estimate(plan: Plan) -> Cost | None:
-    """Estimate a sweep from a few training steps and one snapshot for each trunk, which take a second or two.
+    """Estimate a sweep, roughly, from some training steps and snapshots for each trunk, which take a second or two.
 
-    A step of an arm is taken to cost what one of its trunk costs, and each arm to be recorded as often as the trunk's
-    first one. Start-up, evaluation and files are not counted. None where the experiment has no ``steps(config)``.
+    Medians of CPU seconds of one thread, as a run has it. A step of an arm is taken to cost what one of its trunk
+    costs, and each arm to be recorded as often as the trunk's first one. Start-up, evaluation and files are not
+    counted. None where the experiment has no ``steps(config)``.
 
     Raises: whatever a run would raise before its first step.
     """
     experiment = load_experiment(plan.experiment)
     if not hasattr(experiment, "steps"):
         return None
+    with one_thread():
+        return _estimate(plan, experiment)
+
+
+def _estimate(plan: Plan, experiment: Any) -> Cost:
     trials: dict[str, Trial] = {}
     snapshots: dict[tuple[str, str], dict[str, int]] = {}
     steps, training, recording = 0, 0.0, 0.0
@@ -45,8 +52,7 @@ def estimate(plan: Plan) -> Cost | None:
         origin = one.trunk or one.runs
         if origin not in trials:
             trials[origin] = Trial()
-            with one_thread():
-                try_run(experiment, config, seed=seed, trial=trials[origin])
+            try_run(experiment, config, seed=seed, trial=trials[origin])
         if (one.kind, origin) not in snapshots:
             counted = trials[origin] if one.trunk is None else Trial(only_count=True)
             if one.trunk is not None:
@@ -70,9 +76,9 @@ def foresight(plan: Plan, jobs: int) -> Iterator[str]:
         seconds = cost.training + cost.recording
         shared = f", {_duration(seconds / jobs)} on {jobs} processes" if jobs > 1 else ""
         yield (
-            f"cost: {len(plan.runs)} runs, {cost.steps} training steps, about {_duration(seconds)} of one core{shared} "
-            f"(training {_duration(cost.training)}, snapshots {_duration(cost.recording)}; measured just now on a few "
-            "steps; start-up, evaluation and files come on top)"
+            f"cost: {len(plan.runs)} runs, {cost.steps} training steps, roughly {_duration(seconds)} of one core"
+            f"{shared} (training {_duration(cost.training)}, snapshots {_duration(cost.recording)}; from a few steps measured "
+            "just now on one thread; start-up, evaluation and files come on top)"
         )
     primary = plan.primary
     if primary is None:

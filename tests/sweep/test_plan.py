@@ -350,7 +350,7 @@ def test_steps_and_cost_are_told_before_anything_runs(tmp_path: Path) -> None:
     assert cost.steps == 2 * (6 + 6 + 2 + 2)
     assert 0 < cost.recording < 10
     lines = list(foresight(planned(tmp_path, seeds=6), 2))
-    assert lines[0].startswith("cost: 24 runs, 96 training steps, about")
+    assert lines[0].startswith("cost: 24 runs, 96 training steps, roughly")
     assert "on 2 processes" in lines[0]
     assert "primary comparison: test_accuracy of start=4" in lines[1]
     assert lines[2] == "hypothesis: Late is better."
