@@ -77,8 +77,8 @@ def foresight(plan: Plan, jobs: int) -> Iterator[str]:
         shared = f", {_duration(seconds / jobs)} on {jobs} processes" if jobs > 1 else ""
         yield (
             f"cost: {len(plan.runs)} runs, {cost.steps} training steps, roughly {_duration(seconds)} of one core"
-            f"{shared} (training {_duration(cost.training)}, snapshots {_duration(cost.recording)}; from a few steps measured "
-            "just now on one thread; start-up, evaluation and files come on top)"
+            f"{shared} (training {_duration(cost.training)}, snapshots {_duration(cost.recording)}; from a few steps "
+            "measured just now on one thread; start-up, evaluation and files come on top)"
         )
     primary = plan.primary
     if primary is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -106,8 +106,10 @@ def standing(plan: Plan, out: Path) -> Iterator[str]:
 
 
 @contextmanager
-def claimed(plan: Plan, out: Path) -> Iterator[None]:
+def claimed(plan: Plan, out: Path, *, sources: Mapping[str, str]) -> Iterator[None]:
     """Hold the folder of a plan for this process alone; a new one gets its sweep.json.
+
+    Args: sources: SHA-256 of files that the runs are made by, which are written beside the plan.
 
     Raises: LockedRecording: another process runs the sweep.  RecordingExists, DamagedRecording, EditedManifest: as
         ``refuse_other``.
@@ -119,7 +121,8 @@ def claimed(plan: Plan, out: Path) -> Iterator[None]:
         # Another process may have begun its plan meanwhile.
         refuse_other(plan, out)
         if not (out / FILE).exists():
-            publish(out / FILE, json.dumps(sealed(plan.to_json()), indent=1).encode())
+            content = plan.to_json() | ({"sources": dict(sources)} if sources else {})
+            publish(out / FILE, json.dumps(sealed(content), indent=1).encode())
         yield
     finally:
         lock.release()

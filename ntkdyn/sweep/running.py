@@ -27,6 +27,7 @@ from ..store.manifest import read_manifest
 from .confirmation import note, refuse_second
 from .folder import FILE, claimed, finished_runs, set_aside
 from .plan import Plan, PlannedRun
+from .sources import sources_of, warn_of_changes
 
 # Seconds; a run that was cut off begins anew, so that single snapshots need not survive it.
 _COMMIT_EVERY = 10.0
@@ -62,7 +63,7 @@ def run_sweep(plan: Plan, out: Path, *, jobs: int | None = None, command: str = 
     new = not (out / FILE).exists()
     if plan.confirms is not None:
         refuse_second(plan, out.parent)
-    with claimed(plan, out):
+    with claimed(plan, out, sources=sources_of(plan)):
         if plan.confirms is not None:
             note(plan, out.parent, new=new)
         return _run(plan, out, jobs=jobs, command=command, progress=progress)
@@ -72,6 +73,7 @@ def _run(plan: Plan, out: Path, *, jobs: int | None, command: str, progress: boo
     kept = finished_runs(plan, out)
     for name in kept:
         _check_measure(plan, out, name)
+    warn_of_changes(plan, out, kept)
     summary = Summary(kept=list(kept))
     finished = set(kept)
     # Arms of the primary comparison come first, so that a measure that they do not have is known at once.
