@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import load
+from ..checkpoint import Checkpoint, load
 from ..configuration import configure
 from ..errors import ConfigurationError, NtkdynError
 from ..experiment import run_experiment
@@ -184,6 +184,21 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+def _start(run: PlannedRun, out: Path) -> Checkpoint | None:
+    """Return the checkpoint a run branches from; None for a trunk, and where the trunk diverged before it.
+
+    Training its own dense epochs such an arm diverges where its trunk did, and says so.
+    """
+    if run.parent is None:
+        return None
+    if not (out / run.parent).exists():
+        trunk = run.parent.rsplit("/checkpoints/", 1)[0]
+        results = read_manifest(out / trunk).get("results") or {}
+        if results.get("diverged"):
+            return None
+    return load(out / run.parent)
+
+
 def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -> str | None:
     """Do one run and return None or the error's line. What it says goes to log.txt in its folder."""
     chosen = load_experiment(experiment)
@@ -197,7 +212,7 @@ def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -
                 seed=run.seed,
                 path=folder,
                 checkpoint_steps=frozenset(run.checkpoint_steps),
-                start=None if run.parent is None else load(Path(out) / run.parent),
+                start=_start(run, Path(out)),
                 parent=run.parent,
                 command=command,
                 plan=plan,

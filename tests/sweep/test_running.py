@@ -132,3 +132,15 @@ def test_snapshots_of_a_run_are_committed_together(tmp_path: Path, monkeypatch: 
     assert [path.name for path in published if path.name.startswith("seg-")] == ["seg-0-000000000000-000000000006.h5"]
     (run,) = Sweep.open(tmp_path / "out").runs.values()
     assert run.steps("units").tolist() == [0, 2, 4, 6]
+
+
+def test_arms_of_a_trunk_that_diverged_diverge_too(tmp_path: Path) -> None:
+    small = ["width=4", "depth=1", "epochs=6", "pairs=128", "batch_size=32", "test_pairs=100", "probe_per_class=1"]
+    arms = ["start_epoch=3", "ramp_epochs=1", "settle_epochs=1", "learning_rate=1e30"]
+    plan = make_plan("nonlinear-advantage", settings=small + arms, seeds=1)
+    summary = run_sweep(plan, tmp_path / "sweep", jobs=1)
+    assert not summary.failed
+    table = Sweep.open(tmp_path / "sweep").table
+    assert sorted(table["kind"]) == ["arm", "trunk"]
+    assert (table["diverged"] == 1).all()
+    assert table["test_accuracy"].isna().all()
