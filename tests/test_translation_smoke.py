@@ -20,6 +20,7 @@ def test_one_arm_on_real_sentences(data_folder: Path, tmp_path: Path) -> None:
         settings = make_plan("translation", file=file).settings
     config = configure(TranslationConfig, settings | {"pairs": 256, "test_pairs": 12, "start_epoch": 1})
     results = run_experiment(Translation(), config, seed=0, path=tmp_path / "run", probes=["units"])
+    assert set(results) == set(Translation.results)
     assert results["active_units"] == 6
     assert results["test_loss"] < results["dense_loss"]
     run = Run.open(tmp_path / "run")
