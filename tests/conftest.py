@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -160,26 +159,11 @@ def small_sweep(small_plan: Callable[..., Path], tmp_path_factory: pytest.TempPa
     made: dict[str, Path] = {}
 
     def sweep(experiment: str) -> Path:
-        from ntkdyn.checkpoint import load
-        from ntkdyn.configuration import configure
-        from ntkdyn.experiment import run_experiment
-        from ntkdyn.plugins import load_experiment
-        from ntkdyn.sweep import make_plan
+        from ntkdyn.sweep import make_plan, run_sweep
 
         if experiment not in made:
-            folder, chosen = tmp_path_factory.mktemp("sweep"), load_experiment(experiment)
-            plan = make_plan(experiment, file=small_plan(experiment))
-            for run in plan.runs:
-                run_experiment(
-                    chosen,
-                    configure(chosen.Config, run.config),
-                    seed=run.seed,
-                    path=folder / run.run,
-                    checkpoint_steps=frozenset(run.checkpoint_steps),
-                    start=None if run.parent is None else load(folder / run.parent),
-                    parent=run.parent,
-                )
-            (folder / "sweep.json").write_text(json.dumps(plan.to_json()))
+            folder = tmp_path_factory.mktemp("sweep") / "sweep"
+            assert not run_sweep(make_plan(experiment, file=small_plan(experiment)), folder, jobs=1).failed
             made[experiment] = folder
         return made[experiment]
 

@@ -12,9 +12,12 @@ import pytest
 
 from ntkdyn.experiments import results
 from ntkdyn.experiments.known import KNOWN
+from ntkdyn.plan_hash import plan_hash
 from ntkdyn.plugins import installed, load_experiment
+from ntkdyn.store.manifest import encode_manifest, read_manifest
 from ntkdyn.sweep import make_plan, packaged_plan, run_sweep
 from ntkdyn.sweep.plan_file import read_plan_file
+from ntkdyn.sweep_file import sealed
 
 pytestmark = pytest.mark.filterwarnings("ignore:start_epoch=:RuntimeWarning")
 
@@ -108,8 +111,15 @@ def test_twice_the_same_bytes_and_replaced_as_a_whole(finished: Path, page: Path
 def test_a_confirmation_has_a_section_of_its_own_behind_the_other(finished: Path, page: Path, tmp_path: Path) -> None:
     other = tmp_path / "confirmation"
     shutil.copytree(finished, other)
-    manifest = json.loads((other / "sweep.json").read_text())
-    (other / "sweep.json").write_text(json.dumps(manifest | {"confirms": "ab" * 32, "explored": [5, 6]}))
+    content = json.loads((other / "sweep.json").read_text()) | {"confirms": "ab" * 32, "explored": [5, 6]}
+    del content["sha256"]
+    content["hash"] = plan_hash(
+        content["experiment"], content["plan"], content["primary"], content["confirms"], content["explored"]
+    )
+    (other / "sweep.json").write_text(json.dumps(sealed(content)))
+    for run in content["plan"]:
+        folder = other / run["run"]
+        (folder / "run.json").write_bytes(encode_manifest(read_manifest(folder) | {"plan": content["hash"]}))
     assert results.write_page([other, finished], page) == ["collapse-confirmation", "collapse"]
     text = page.read_text()
     assert (

@@ -110,7 +110,7 @@ def test_from_checkpoint_to_files(command: Any, files: Path, tmp_path: Path) -> 
     told_of = report["data"]
     assert [told_of[name] for name in ("name", "train", "test", "classes")] == ["digits.npz", 1000, 450, 10]
     assert told_of["provenance"]["subset"]["samples"] == 1000
-    assert report["command"].startswith("ntkdyn ")
+    assert report["command"].startswith("ntkdyn")
     # The network before is that of the checkpoint, to the last prediction.
     split = load_npz(files / "digits.npz")
     dense = build(split.train.inputs[:2], 10)
