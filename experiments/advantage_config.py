@@ -131,8 +131,4 @@ class AdvantageConfig(LinearizationSettings, DataSettings):
 
     def trunk(self) -> Self:
         """The dense run on the same data with the same network and, up to the switch, the same intervention."""
-        of_the_arm = {"intervention", "start_epoch", "data_order", *self.OF_THE_LINEARIZATION}
-        values = {name: value for name, value in self.model_dump().items() if name not in of_the_arm}
-        if self.before:
-            values["start_epoch"] = self.start_epoch
-        return type(self).model_validate(values | {"intervention": "none"})
+        return self.dense(data_order=0, start_epoch=self.start_epoch if self.before else 0)

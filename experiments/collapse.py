@@ -59,11 +59,7 @@ class CollapseConfig(LinearizationSettings, DataSettings):
 
     def trunk(self) -> Self:
         """The dense run from which networks are extracted."""
-        values = self.model_dump()
-        kept = {name: value for name, value in values.items() if name not in self.OF_THE_LINEARIZATION}
-        return type(self).model_validate(
-            kept | {"intervention": "none", "start_epoch": 0, "kind": "extracted", "shallow_depth": None}
-        )
+        return self.dense(kind="extracted", shallow_depth=None)
 
 
 class Collapse:

@@ -13,7 +13,7 @@ Source: follow-up of Mehmeti-Göpel and Disselhoff (arXiv 2506.14386) for the co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..experiment import RecorderFactory
@@ -32,12 +32,6 @@ class LayerwiseConfig(LinearizationSettings, DataSettings):
         if self.intervention != "linearize":
             yield "start_epoch", 0
 
-    def trunk(self) -> Self:
-        """The dense run with slopes of the same granularity."""
-        values = self.model_dump()
-        kept = {name: value for name, value in values.items() if name not in self.OF_THE_LINEARIZATION}
-        return type(self).model_validate(kept | {"intervention": "none", "start_epoch": 0})
-
     def advantage(self) -> AdvantageConfig:
         """The same run as one of nonlinear-advantage."""
         return AdvantageConfig.model_validate(given(self.model_dump()))
@@ -53,7 +47,7 @@ class LayerwiseVsChannelwise:
     def trunk(self, config: LayerwiseConfig) -> tuple[LayerwiseConfig, int] | None:
         """Return the dense run that a configuration branches from and the step, or None for the dense run itself."""
         origin = NonlinearAdvantage().trunk(config.advantage())
-        return None if origin is None else (config.trunk(), origin[1])
+        return None if origin is None else (config.dense(), origin[1])
 
     def steps(self, config: LayerwiseConfig) -> int:
         """Return how many steps a run takes that starts from its trunk's checkpoint."""

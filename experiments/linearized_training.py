@@ -66,9 +66,7 @@ class LinearizedTrainingConfig(LinearizationSettings, DataSettings):
 
     def trunk(self) -> Self:
         """The dense run on the same data with the same network."""
-        values = self.model_dump()
-        kept = {name: value for name, value in values.items() if name not in self.OF_THE_LINEARIZATION}
-        return type(self).model_validate(kept | {"child": "network", "intervention": "none", "start_epoch": 0})
+        return self.dense(child="network")
 
     def advantage(self) -> AdvantageConfig:
         """A child in the units, or the trunk, as a run of nonlinear-advantage."""

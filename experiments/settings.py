@@ -252,6 +252,12 @@ class LinearizationSettings(TrainingSettings):
                     f"last {self.decay_share:g} of epochs={self.epochs}), so this arm has no time to recover; {remedy}"
                 )
 
+    def dense(self, **settings: Any) -> Self:
+        """Return the dense run on the same data with the same network, from which such runs branch."""
+        of_the_arm = {"intervention", "start_epoch", *self.OF_THE_LINEARIZATION}
+        kept = {name: value for name, value in self.model_dump().items() if name not in of_the_arm}
+        return type(self).model_validate(kept | {"intervention": "none"} | settings)
+
     def _ramps(self) -> Iterator[tuple[str, int, int]]:
         """Each ramp of this run: the setting that starts it, its start, and the epochs of the run it is part of."""
         yield "start_epoch", self.start_epoch, self.total_epochs

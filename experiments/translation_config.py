@@ -83,6 +83,4 @@ class TranslationConfig(LinearizationSettings):
 
     def trunk(self) -> Self:
         """The dense run on the same sentences with the same network."""
-        of_the_arm = {"intervention", "start_epoch", "data_order", *self.OF_THE_LINEARIZATION}
-        values = {name: value for name, value in self.model_dump().items() if name not in of_the_arm}
-        return type(self).model_validate(values | {"intervention": "none"})
+        return self.dense(data_order=0)

@@ -123,12 +123,23 @@ def test_few_seeds_cannot_be_judged_and_changes_are_still_shown(synthetic: Modul
     datasets = {"s": study.measure(source)}
     sentences = study.sentences(datasets)
     assert sentences[0] == (
-        "sum10: the relation of drift and gap cannot be judged: 4 seeds, at least 10 are needed; the gap itself is "
-        "reported with its paired interval."
+        "sum10: the relation of drift and gap cannot be judged: 4 seeds and 5 start epochs, at least 10 and 5 are "
+        "needed; the gap itself is reported with its paired interval."
     )
     assert "mediation cannot be judged: 4 seeds" in sentences[1]
     assert np.isnan(datasets["s"]["b_value"].values).all()
     assert [len(table.rows) for table in study.tables(datasets)] == [7]
+
+
+def test_few_start_epochs_cannot_be_judged_with_interventions_either(synthetic: ModuleType) -> None:
+    source = synthetic.sweep(
+        seeds=10, starts=(0, 2, 4), gaps={"sum10": 15.0}, controls=False, changes=synthetic.CHANGES
+    )
+    study = load_study("relation")
+    dataset = study.measure(source)
+    sentences = study.sentences({"s": dataset})
+    assert "cannot be judged: 10 seeds and 3 start epochs, at least 10 and 5 are needed" in sentences[0]
+    assert np.isnan(dataset["b_value"].values).all()
 
 
 @pytest.mark.parametrize(

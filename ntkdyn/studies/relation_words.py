@@ -109,14 +109,11 @@ def _relation(task: str, one: xr.Dataset) -> str:
     seeds, starts = int(one["seeds"]), int(one["starts"])
     drift = str(one["drift"].values)
     if not bool(one["judged"]):
-        if bool(one["intervened"]):
-            found, needed = f"{seeds} seeds", f"{FEWEST_SEEDS}"
-        else:
-            found, needed = f"{seeds} seeds and {starts} start epochs", f"{FEWEST_SEEDS} and {FEWEST_START_EPOCHS}"
         return (
-            f"{task}: the relation of drift and gap cannot be judged: {found}, at least {needed} are needed; the gap "
-            f"itself is reported with its paired interval"
-        ) + "."
+            f"{task}: the relation of drift and gap cannot be judged: {seeds} seeds and {starts} start epochs, at "
+            f"least {FEWEST_SEEDS} and {FEWEST_START_EPOCHS} are needed; the gap itself is reported with its paired "
+            "interval."
+        )
     head = (
         f"{task} ({one['line'].values!s}, probe set {one['probe_set'].values!s}, {int(one['arms'])} arms, {seeds} "
         f"seeds, {starts} start epochs)"
