@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
 from ..errors import DivergedTraining
-from ..experiment import DEFAULT_PROBES, Batches, RecorderFactory
+from ..experiment import DEFAULT_PROBES, RecorderFactory
 from ..gates import gates
 from ..linearization import Linearizer, MaskRamp, SlopeReplay
 from ..recorder import Recorder, Watch
 from ..schedule import Schedule, at_epochs, at_steps, paired
+from ..training_loop import Batches
 from .before import BeforeSwitch
 from .settings import LinearizationSettings, TrainingSettings
 from .training import Objective, learn_slopes, restore

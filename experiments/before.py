@@ -19,10 +19,10 @@ from torch.nn import functional
 from ..clone import structural_clone
 from ..datasets import Dataset
 from ..errors import ConfigurationError
-from ..experiment import Batches
 from ..gates import gates
 from ..kernel.problem import default_forward
 from ..recorder.snapshots import has_running_norms
+from ..training_loop import Batches
 from .advantage_config import AdvantageConfig
 from .training import Objective, Training
 

@@ -53,7 +53,7 @@ class KnownExperiment:
         return f"ntkdyn sweep {self.experiment} --config {self.plan} --out runs/{self.key}"
 
 
-_MEASURED = "extrapolated by --plan for one core of a busy AMD EPYC, 2026-11-26"
+_MEASURED = "extrapolated by --plan for one core of an AMD EPYC, 2026-11-26"
 
 KNOWN = (
     KnownExperiment(
@@ -70,7 +70,7 @@ KNOWN = (
         unknown="the gap in numbers, the data sets beside CIFAR-10, any control with random masks",
         studies=("advantage", "relation", "controls"),
         figure="advantage",
-        cost=f"756 runs, about 72 minutes ({_MEASURED})",
+        cost=f"756 runs, about 59 minutes ({_MEASURED})",
     ),
     KnownExperiment(
         key="fashion",
@@ -94,7 +94,7 @@ KNOWN = (
         unknown="the gap in numbers, and what a ResNet20 reaches",
         studies=("advantage", "controls", "collapse"),
         figure="collapse",
-        cost=f"45 runs, about 2.7 hours ({_MEASURED})",
+        cost=f"45 runs, about 2.6 hours ({_MEASURED})",
     ),
     KnownExperiment(
         key="resnet56",
@@ -106,7 +106,7 @@ KNOWN = (
         unknown="optimizer, epochs, penalty and treatment of BatchNorm behind that number",
         studies=("collapse",),
         figure="collapse",
-        cost="18 runs, 760,500 training steps of 128 images on a GPU; what a step takes there was not measured",
+        cost=f"18 runs, 760,500 steps, about 14 days ({_MEASURED}); what a step takes on a GPU was not measured",
     ),
     KnownExperiment(
         key="translation",
@@ -118,7 +118,7 @@ KNOWN = (
         unknown="the data set, the details of the Transformer, and any BLEU",
         studies=("translation",),
         figure="translation",
-        cost=f"33 runs, about 5.9 hours ({_MEASURED})",
+        cost=f"33 runs, about 11 hours ({_MEASURED})",
     ),
     KnownExperiment(
         key="collapse",
@@ -134,7 +134,7 @@ KNOWN = (
         unknown="at which path length the collapse begins",
         studies=("collapse",),
         figure="collapse",
-        cost=f"95 runs, about 3.7 minutes ({_MEASURED})",
+        cost=f"114 runs, about 3.5 minutes ({_MEASURED})",
     ),
     KnownExperiment(
         key="core-network",
@@ -151,7 +151,7 @@ KNOWN = (
         unknown="the formula of the effective width, and the penalty weights",
         studies=("core-network",),
         figure="core-network",
-        cost=f"150 runs, about 4.7 minutes ({_MEASURED})",
+        cost=f"180 runs, about 8.2 minutes ({_MEASURED})",
     ),
     KnownExperiment(
         key="layerwise-vs-channelwise",
@@ -167,7 +167,7 @@ KNOWN = (
         unknown="anything on data as small as these",
         studies=("layerwise-vs-channelwise",),
         figure="layerwise-vs-channelwise",
-        cost=f"70 runs, about 1.4 minutes ({_MEASURED})",
+        cost=f"132 runs, about 1.9 minutes ({_MEASURED})",
     ),
     KnownExperiment(
         key="linearized-training",
@@ -183,7 +183,7 @@ KNOWN = (
         unknown="anything on children that are linear in the units, which are from arXiv 2211.17180",
         studies=("linearized-training",),
         figure="linearized-training",
-        cost=f"65 runs, about 1.1 minutes ({_MEASURED})",
+        cost=f"78 runs, about 1 minute ({_MEASURED})",
     ),
 )
 """In the order of the page."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import sys
@@ -24,7 +23,8 @@ from ..plugins import installed, load_study
 from ..results import Sweep
 from ..store.files import make_folder, publish
 from ..studies.recorded import Table
-from ..sweep import packaged_plan
+from ..sweep import cores, packaged_plan
+from ..sweep.cost import duration
 from ..sweep.plan_file import read_plan_file
 from .known import KNOWN, KnownExperiment
 
@@ -186,8 +186,8 @@ def _facts(sweep: Sweep) -> str:
     seeds = sorted({int(run.seed) for run in sweep.runs.values() if run.seed is not None})
     return (
         f"{' to '.join(dates)}; {_processor()} ({where}; recordings do not name the processor), {', '.join(devices)}; "
-        f"{', '.join(versions)}. {len(seconds)} runs, seeds {_ranges(seeds)}: {_duration(sum(seconds))} of recorded "
-        f"training, summed over runs, and {_duration((ended - min(begun)).total_seconds())} from the first snapshot to "
+        f"{', '.join(versions)}. {len(seconds)} runs, seeds {_ranges(seeds)}: {duration(sum(seconds))} of recorded "
+        f"training, summed over runs, and {duration((ended - min(begun)).total_seconds())} from the first snapshot to "
         "the last."
     )
 
@@ -334,8 +334,7 @@ def _processor() -> str:
         name = found[1].strip() if found else name
     except OSError:  # elsewhere than on Linux
         pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{name}, {cores} cores"
+    return f"{name}, {cores()} cores"
 
 
 def _ranges(seeds: Sequence[int]) -> str:
@@ -343,13 +342,6 @@ def _ranges(seeds: Sequence[int]) -> str:
     if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"{seeds[0]}-{seeds[-1]}"
     return ", ".join(map(str, seeds))
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

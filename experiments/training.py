@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ..checkpoint import Checkpoint
 from ..datasets import Dataset, TrainingData, probe_batch, stream_seed
 from ..errors import ConfigurationError, TraceError
-from ..experiment import Batches, RecorderFactory, adam, evaluate, fit, linear_tail
+from ..experiment import RecorderFactory
 from ..gates import gates, nonlinear_units
 from ..paths import path_lengths
 from ..recorder import Recorder
 from ..schedule import Schedule
+from ..training_loop import Batches, adam, evaluate, fit, linear_tail
 from .networks import build_network, load_network
 from .settings import DataSettings
 from .training_data import AUGMENTATION, CALIBRATION, Augmented, load_data, relabeled, steps_per_epoch

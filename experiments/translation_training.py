@@ -14,10 +14,11 @@ from torch.nn import functional
 from ..clone import structural_clone
 from ..datasets import SentencePairs, parallel_text
 from ..errors import ConfigurationError
-from ..experiment import Batches, RecorderFactory, adam, fit, linear_tail
+from ..experiment import RecorderFactory
 from ..gates import gates
 from ..recorder import Recorder
 from ..schedule import Schedule
+from ..training_loop import Batches, adam, fit, linear_tail
 from .decoding import bleu, greedy
 from .networks import Transformer
 from .networks.transformer import PADDING

@@ -13,9 +13,9 @@ from torch.nn import functional
 from ntkdyn.chain import chain_of
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import DivergedTraining
-from ntkdyn.experiment import adam, fit
 from ntkdyn.experiments.networks import GatedMLP
 from ntkdyn.gates import Gate, gates
+from ntkdyn.training_loop import adam, fit
 
 
 def chain(*, inputs: int = 7, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -181,7 +181,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, *, by_hand: bool) -> list[Tensor]:
             gate.slope.grad = None
             gate.freeze(torch.arange(16) < step)
 
-    monkeypatch.setattr("ntkdyn.experiment.chain_of", noted)
+    monkeypatch.setattr("ntkdyn.training_loop.chain_of", noted)
     fit(
         model,
         adam([one for name, one in model.named_parameters() if "slope" not in name], learning_rate=1e-2),

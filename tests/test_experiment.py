@@ -17,17 +17,10 @@ from ntkdyn.checkpoint import load
 from ntkdyn.configuration import configure, parse_assignment, parse_settings
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import ConfigurationError, DivergedTraining, RecordingExists
-from ntkdyn.experiment import (
-    RecorderFactory,
-    adam,
-    evaluate,
-    evaluate_batches,
-    fit,
-    linear_tail,
-    run_experiment,
-)
+from ntkdyn.experiment import RecorderFactory, run_experiment
 from ntkdyn.results import Run
 from ntkdyn.schedule import at_steps, every
+from ntkdyn.training_loop import adam, evaluate, evaluate_batches, fit, linear_tail
 
 
 class Settings(BaseModel):

@@ -16,12 +16,12 @@ from torch import nn
 
 from ..clone import unwrapped
 from ..errors import DivergedTraining
-from ..experiment import Loss
 from ..gates import Granularity
 from ..linearization import Rule
 from ..recorder import Recorder
 from ..slope_owner import Survivors
 from ..store.writer import refuse_occupied
+from ..training_loop import Loss
 from .curve import Point
 from .preparation import prepare
 from .recording import make_recorder

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..datasets import Dataset, Split, stream_seed
 from ..errors import ConfigurationError
-from ..experiment import has_classes
+from ..training_loop import has_classes
 
 Batch = tuple[Any, Tensor]
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from ..errors import DivergedTraining, TraceError
-from ..experiment import Loss, evaluate_batches
 from ..gates import nonlinear_units
 from ..paths import PathGraph, trace_paths
+from ..training_loop import Loss, evaluate_batches
 from .batches import passing
 
 if TYPE_CHECKING:

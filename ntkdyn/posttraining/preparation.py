@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..clone import structural_clone, unwrapped
 from ..conversion import gate_network
 from ..errors import ConfigurationError, NtkdynError
-from ..experiment import Loss
 from ..gates import Granularity, gates
 from ..kernel.problem import default_forward
 from ..recorder.snapshots import checked_outputs, copied, has_running_norms, run_forward
+from ..training_loop import Loss
 from .batches import Batch, calibration_inputs, class_loss, described, endless, first_samples, steps_per_epoch
 from .curve import Meter
 from .settings import Settings, counts

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..experiment import Loss
 from ..recorder import Recorder, Watch
 from ..schedule import at_steps
+from ..training_loop import Loss
 from .batches import endless, first_samples
 from .training import PostTraining
 

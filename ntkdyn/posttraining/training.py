@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from ..errors import ConfigurationError, DivergedTraining
-from ..experiment import Loss, linear_tail
 from ..gates import gates
 from ..kernel.problem import default_forward
 from ..linearization import Linearizer
 from ..progress import Progress, progress_bar
 from ..recorder import Recorder
 from ..recorder.snapshots import has_running_norms, reestimate
+from ..training_loop import Loss, linear_tail
 from .batches import Batch
 from .curve import Meter, Phase, Point
 from .settings import Settings, counts

@@ -74,10 +74,10 @@ def foresight(plan: Plan, jobs: int) -> Iterator[str]:
         yield f"cost: unknown before the first run; {plan.experiment} does not say how many steps a run takes"
     else:
         seconds = cost.training + cost.recording
-        shared = f", {_duration(seconds / jobs)} on {jobs} processes" if jobs > 1 else ""
+        shared = f", {duration(seconds / jobs)} on {jobs} processes" if jobs > 1 else ""
         yield (
-            f"cost: {len(plan.runs)} runs, {cost.steps} training steps, roughly {_duration(seconds)} of one core"
-            f"{shared} (training {_duration(cost.training)}, snapshots {_duration(cost.recording)}; from a few steps "
+            f"cost: {len(plan.runs)} runs, {cost.steps} training steps, roughly {duration(seconds)} of one core"
+            f"{shared} (training {duration(cost.training)}, snapshots {duration(cost.recording)}; from a few steps "
             "measured just now on one thread; start-up, evaluation and files come on top)"
         )
     primary = plan.primary
@@ -105,10 +105,19 @@ def _detectable(primary: PrimaryComparison, seeds: int) -> str:
     return f"{amount} with power {ADEQUATE_POWER:g} in a paired t test of {seeds} seeds at level 0.05; {source}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which they are read.
+
+    >>> duration(6000), duration(7.25), duration(9360)
+    ('100 minutes', '7.2 s', '2.6 hours')
+    """
     if math.isnan(seconds):
         return "unknown time"
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds)} s"
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"

@@ -11,9 +11,10 @@ from torch import nn
 
 from ntkdyn.checkpoint import Checkpoint
 from ntkdyn.datasets import Dataset
-from ntkdyn.experiment import RecorderFactory, adam, fit
+from ntkdyn.experiment import RecorderFactory
 from ntkdyn.gates import Gate
 from ntkdyn.schedule import every
+from ntkdyn.training_loop import adam, fit
 
 
 class Settings(BaseModel):
