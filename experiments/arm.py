@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ..checkpoint import Checkpoint
 from ..errors import DivergedTraining
 from ..experiment import DEFAULT_PROBES, RecorderFactory
-from ..gates import gates
+from ..gates import gates, learn_slopes, weights
 from ..linearization import Linearizer, MaskRamp, SlopeReplay
 from ..recorder import Recorder, Watch
 from ..schedule import Schedule, at_epochs, at_steps, paired
 from ..training_loop import Batches
 from .before import BeforeSwitch
 from .settings import LinearizationSettings, TrainingSettings
-from .training import Objective, learn_slopes, restore
+from .training import Objective, restore
 
 SlopeOwner = Linearizer | MaskRamp | SlopeReplay
 Begin = Callable[[nn.Module], SlopeOwner]
@@ -285,9 +285,7 @@ def _often(training: ArmTraining) -> Schedule:
 
 def weight_norm(model: nn.Module) -> float:
     """Return the root of the summed squares of all parameters that are no slopes."""
-    slopes = {id(gate.slope) for gate in gates(model).values()}
-    squares = [float((part.detach() ** 2).sum()) for part in model.parameters() if id(part) not in slopes]
-    return math.sqrt(sum(squares))
+    return math.sqrt(sum(float((part.detach() ** 2).sum()) for part in weights(model).values()))
 
 
 def linearizer(

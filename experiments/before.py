@@ -19,7 +19,7 @@ from torch.nn import functional
 from ..clone import structural_clone
 from ..datasets import Dataset
 from ..errors import ConfigurationError
-from ..gates import gates
+from ..gates import weights
 from ..kernel.problem import default_forward
 from ..recorder.snapshots import has_running_norms
 from ..training_loop import Batches
@@ -153,17 +153,13 @@ def _relative_drift(model: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
             "anchor_before: found BatchNorm, which couples the samples of a batch in training, expected a network "
             "without; drop anchor_before"
         )
-    slopes = {id(gate.slope) for gate in gates(model).values()}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) not in slopes]
+
+    def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
+        result: Tensor = functional_call(model, values, (sample[None],))
+        return result[0]
 
     def kernel() -> Tensor:
-        present = dict(model.named_parameters())
-
-        def outputs(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
-            result: Tensor = functional_call(model, weights, (sample[None],))
-            return result[0]
-
-        jacobian = vmap(jacrev(outputs), (None, 0))({name: present[name] for name in names}, inputs)
+        jacobian = vmap(jacrev(outputs), (None, 0))(dict(weights(model)), inputs)
         rows = torch.cat([part.flatten(2) for part in jacobian.values()], dim=2)
         rows = rows - rows.mean(0)
         return torch.einsum("ncp,mcp->nm", rows, rows)

@@ -25,7 +25,7 @@ from ..checkpoint import Checkpoint
 from ..clone import structural_clone
 from ..errors import DivergedTraining
 from ..experiment import RecorderFactory
-from ..gates import gates
+from ..gates import weights
 from ..kernel.problem import default_forward
 from ..recorder.snapshots import has_running_norms, reestimate
 from ..schedule import at_steps
@@ -88,11 +88,9 @@ class TaylorNetwork(nn.Module):
         origin = structural_clone(model, share_parameters=False).eval()
         if has_running_norms(origin):
             reestimate(origin, calibration, default_forward)
-        slopes = {id(gate.slope) for gate in gates(origin).values()}
-        self.names = tuple(name for name, part in origin.named_parameters() if id(part) not in slopes)
+        self.names = tuple(weights(origin))
+        self.shift = nn.ParameterList(torch.zeros_like(part) for part in weights(origin).values())
         self.origin = origin.requires_grad_(False)
-        present = dict(origin.named_parameters())
-        self.shift = nn.ParameterList(torch.zeros_like(present[name]) for name in self.names)
 
     def train(self, mode: bool = True) -> Self:
         """Batches do not change the expansion: its network stays in evaluation mode."""
@@ -102,13 +100,12 @@ class TaylorNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         present = dict(self.origin.named_parameters())
-        weights = tuple(present[name] for name in self.names)
 
         def network(*values: Tensor) -> Tensor:
             result: Tensor = functional_call(self.origin, dict(zip(self.names, values, strict=True)), (inputs,))
             return result
 
-        outputs, change, *_ = jvp(network, weights, tuple(self.shift))
+        outputs, change, *_ = jvp(network, tuple(present[name] for name in self.names), tuple(self.shift))
         expanded: Tensor = outputs + change
         return expanded
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..experiment import RecorderFactory
+from ..gates import learn_slopes
 from ..linearization import SlopeReplay, random_mask, survivor_mask
 from .advantage_config import AdvantageConfig
 from .arm import OF_EVERY_ARM, Begin, linearizer, mask_ramp, run_arm
 from .before import Intervention
-from .training import Training, learn_slopes, restore
+from .training import Training, restore
 from .training_data import steps_per_epoch
 
 

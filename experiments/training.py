@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint
 from ..datasets import Dataset, TrainingData, probe_batch, stream_seed
 from ..errors import ConfigurationError, TraceError
 from ..experiment import RecorderFactory
-from ..gates import gates, nonlinear_units
+from ..gates import learn_slopes, nonlinear_units, weights
 from ..paths import path_lengths
 from ..recorder import Recorder
 from ..schedule import Schedule
@@ -84,17 +84,15 @@ class Training:
         # Drawn before it moves, so that every device begins with the same weights.
         model.to(config.device)
         learn_slopes(model, False)
-        slopes = {id(gate.slope) for gate in gates(model).values()}
-        weights = [parameter for parameter in model.parameters() if id(parameter) not in slopes]
-        return model, self.optimizer(weights)
+        return model, self.optimizer(list(weights(model).values()))
 
-    def optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the configured optimizer; weight decay never acts on slopes, which are not among the weights."""
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the configured optimizer; weight decay never acts on slopes, which are not given to it."""
         config = self.config
         if config.optimizer == "adam":
-            return adam(weights, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+            return adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         return torch.optim.SGD(
-            weights, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+            parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
         )
 
     def fit(
@@ -197,12 +195,6 @@ class Training:
         )
 
 
-def learn_slopes(model: nn.Module, learn: bool) -> None:
-    """Let the loss reach the slopes, or not: gradients of slopes that do not learn would only cost time."""
-    for gate in gates(model).values():
-        gate.slope.requires_grad_(learn)
-
-
 def restore(
     start: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, *, latest: int, setting_name: str
 ) -> int:
@@ -244,5 +236,4 @@ def complexity(model: nn.Module, example: Any) -> dict[str, float]:
 
 def weight_count(model: nn.Module) -> int:
     """Return the number of parameters that are no slopes."""
-    slopes = {id(gate.slope) for gate in gates(model).values()}
-    return sum(part.numel() for part in model.parameters() if id(part) not in slopes)
+    return sum(part.numel() for part in weights(model).values())

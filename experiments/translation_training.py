@@ -15,7 +15,7 @@ from ..clone import structural_clone
 from ..datasets import SentencePairs, parallel_text
 from ..errors import ConfigurationError
 from ..experiment import RecorderFactory
-from ..gates import gates
+from ..gates import learn_slopes, weights
 from ..recorder import Recorder
 from ..schedule import Schedule
 from ..training_loop import Batches, adam, fit, linear_tail
@@ -23,7 +23,7 @@ from .decoding import bleu, greedy
 from .networks import Transformer
 from .networks.transformer import PADDING
 from .sentences import Subwords, TokenPairs, as_tokens, chosen, trimmed
-from .training import Objective, complexity, learn_slopes
+from .training import Objective, complexity
 from .translation_config import TranslationConfig
 
 _POSITIONS = 256
@@ -86,9 +86,8 @@ class TranslationTraining:
         # Drawn before it moves, so that every device begins with the same weights.
         model.to(config.device)
         learn_slopes(model, False)
-        slopes = {id(gate.slope) for gate in gates(model).values()}
-        weights = [parameter for parameter in model.parameters() if id(parameter) not in slopes]
-        return model, adam(weights, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+        parameters = list(weights(model).values())
+        return model, adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
     def fit(
         self,

@@ -201,6 +201,18 @@ def gates(model: nn.Module) -> dict[str, Gate]:
     return {name or ROOT: module for name, module in model.named_modules() if isinstance(module, Gate)}
 
 
+def weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a network that are no slopes of its gates, by dotted name."""
+    of_gates = {id(gate.slope) for gate in gates(model).values()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in of_gates}
+
+
+def learn_slopes(model: nn.Module, learn: bool) -> None:
+    """Let the loss reach the slopes, or not: gradients of slopes that do not learn would only cost time."""
+    for gate in gates(model).values():
+        gate.slope.requires_grad_(learn)
+
+
 def slopes(model: nn.Module) -> dict[str, Tensor]:
     """Effective slopes [channels] (layer-wise: [1]) of every gate by dotted name, detached copies; 1 where frozen."""
     return {name: gate.effective_slope.detach().clone() for name, gate in gates(model).items()}

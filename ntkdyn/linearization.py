@@ -176,7 +176,7 @@ class Linearizer(SlopeOwner):
             return torch.zeros_like(active)
         # Ordered by the distance before the threshold step, which has the same order but no ties where it reaches 0:
         # many units collapse in one call, and ties would go by position in the network.
-        order = torch.argsort(distance.nan_to_num(nan=math.inf), stable=True).tolist()
+        order = torch.argsort(distance, stable=True).tolist()
         is_near = near.tolist()
         return self._slopes.closest(order, active, self.target, lambda i, units: not is_near[i] and units <= ceiling)
 

@@ -11,7 +11,7 @@ from .kernel.problem import default_forward
 from .plugins import load_object
 
 
-def build_network(text: str, example: Tensor, outputs: int, *, spare_outputs: bool = False) -> nn.Module:
+def build_own_network(text: str, example: Tensor, outputs: int, *, spare_outputs: bool = False) -> nn.Module:
     """Call ``file.py:function`` as function(inputs=example batch, outputs=classes) and return its network.
 
     The network is as the function made it, with ReLUs or with Gates. It must take the example and return

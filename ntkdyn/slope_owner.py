@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigurationError
-from .gates import Gate, gates
+from .gates import Gate, gates, weights
 
 Survivors = Literal["keep", "common", "relu"]
 
@@ -162,8 +162,7 @@ class SlopeOwner(ABC):
 
     def weights(self) -> list[nn.Parameter]:
         """All parameters that are no slopes: what the optimizer of the loop must be given, and nothing else."""
-        owned = {id(gate.slope) for gate in self._slopes.gates.values()}
-        return [parameter for parameter in self._model.parameters() if id(parameter) not in owned]
+        return list(weights(self._model).values())
 
     @property
     def done(self) -> bool:

@@ -14,7 +14,7 @@ from ..conversion import gate_network
 from ..datasets import named_data, subset
 from ..errors import ConfigurationError
 from ..gates import Granularity, gates
-from ..model_file import build_network
+from ..model_file import build_own_network
 from .batches import DatasetBatches, EpochBatches
 from .weights import fit_weights, read_weights
 
@@ -48,7 +48,7 @@ def open_sources(
     """Load data, network and weights.
 
     Args:
-        checkpoint: as in ``load_weights``.  model: ``file.py:function``, as in ``build_network``.
+        checkpoint: as in ``load_weights``.  model: ``file.py:function``, as in ``build_own_network``.
         data, data_dir: as in ``named_data``.
         samples, test_samples: as in ``subset``.
 
@@ -60,7 +60,7 @@ def open_sources(
     split = named_data(data, data_dir=data_dir)
     split = subset(split, samples=samples, test_samples=test_samples, seed=seed)
     example = split.train.inputs[:_EXAMPLE_SAMPLES]
-    network = build_network(model, example, split.train.classes, spare_outputs=True)
+    network = build_own_network(model, example, split.train.classes, spare_outputs=True)
     gated = network if gates(network) else gate_network(network, example, granularity=granularity)
     fit_weights(gated, weights, f"checkpoint {checkpoint}")
     facts = {

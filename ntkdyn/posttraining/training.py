@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from ..errors import ConfigurationError, DivergedTraining
-from ..gates import gates
+from ..gates import gates, learn_slopes
 from ..kernel.problem import default_forward
 from ..linearization import Linearizer
 from ..progress import Progress, progress_bar
 from ..recorder import Recorder
 from ..recorder.snapshots import has_running_norms, reestimate
-from ..training_loop import Loss, linear_tail
+from ..training_loop import Loss, adam, linear_tail
 from .batches import Batch
 from .curve import Meter, Phase, Point
 from .settings import Settings, counts
@@ -147,7 +147,7 @@ class PostTraining:
             )
         settings = self.settings
         if settings.optimizer == "adam":
-            return torch.optim.Adam(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+            return adam(weights, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
         return torch.optim.SGD(
             weights, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
@@ -167,7 +167,7 @@ class PostTraining:
             tail_steps=settings.recovery_epochs * self.steps_per_epoch,
         )
         levels = np.linspace(self._owner.active, target, settings.points + 1)[1:].tolist()
-        self._learn_slopes(True)
+        learn_slopes(self.model, True)
         self.model.train()
         for call in range(1, self.stage_steps + 1):
             for group in optimizer.param_groups:
@@ -176,14 +176,14 @@ class PostTraining:
             bar.update()
             if call == ramp_steps:
                 # Gradients of slopes that do not learn any more would only cost time.
-                self._learn_slopes(False)
+                learn_slopes(self.model, False)
             active = self._owner.active if levels and call <= ramp_steps else math.inf
             passed = [level for level in levels if active <= level]
             levels = levels[len(passed) :]
             if call < self.stage_steps and (passed or call % self.steps_per_epoch == 0):
                 phase: Phase = "ramp" if call <= ramp_steps else "settle" if call <= settled else "recovery"
                 self._measure(phase, self.calibration)
-        self._learn_slopes(True)
+        learn_slopes(self.model, True)
         self.model.eval()
         if has_running_norms(self.model):
             # What is saved is then what is measured here.
@@ -216,7 +216,3 @@ class PostTraining:
         )
         self._losses.clear()
         self.curve.append(point)
-
-    def _learn_slopes(self, learn: bool) -> None:
-        for gate in gates(self.model).values():
-            gate.slope.requires_grad_(learn)

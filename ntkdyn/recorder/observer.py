@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ..clone import structural_clone
 from ..errors import NtkdynError, ProbeError
-from ..gates import gates
+from ..gates import gates, weights
 from ..kernel import resolve_parameters
 from ..probe import Bands, Field, Probe, Snapshot
 from ..store.declare import declared
@@ -109,11 +109,10 @@ class Observer:
     def _resolved(self, clone: nn.Module) -> tuple[str, ...]:
         if self._wanted is not None:
             return resolve_parameters(clone, self._wanted)
-        slopes = {id(gate.slope) for gate in gates(self._model).values()}
         learning = {
             id(parameter)
-            for parameter in self._model.parameters()
-            if parameter.requires_grad and parameter.is_floating_point() and id(parameter) not in slopes
+            for parameter in weights(self._model).values()
+            if parameter.requires_grad and parameter.is_floating_point()
         }
         # Clone and network hold their parameters in the same order; the clone's names are those without wrappers.
         pairs = zip(clone.named_parameters(), self._model.parameters(), strict=True)
