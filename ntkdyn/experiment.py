@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,6 +66,7 @@ class RecorderFactory:
         manifest: further entries of run.json.
         progress: show a progress bar.
         commit_every: seconds for which the recorder gathers snapshots before it commits them.
+        checked_kernels: shared by the recorders of one process, as in ``Recorder``.
         trial: the run is to end after a few steps, as nothing but its cost is asked for.
         recorders: those made so far.
     """
@@ -80,6 +81,7 @@ class RecorderFactory:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
     commit_every: float = 0.0
+    checked_kernels: set[Hashable] | None = None
     trial: Trial | None = None
     recorders: list[Recorder] = field(default_factory=list)
 
@@ -126,6 +128,7 @@ class RecorderFactory:
             steps_per_epoch=steps_per_epoch,
             calibration=calibration,
             commit_every=self.commit_every,
+            checked_kernels=self.checked_kernels,
             manifest=dict(self.manifest) | ({} if provenance is None else {"data": dict(provenance)}),
         )
         if self.recorder_state is not None:
@@ -150,6 +153,7 @@ def run_experiment(
     command: str = "",
     progress: bool = False,
     commit_every: float = 0.0,
+    checked_kernels: set[Hashable] | None = None,
     resume: bool = False,
 ) -> Mapping[str, float]:
     """Do one complete run on disk and return its results; torch's global generator is left as it was.
@@ -160,7 +164,7 @@ def run_experiment(
         checkpoint_steps: steps of which ``path/checkpoints/<step>`` is saved.
         start, parent: checkpoint that the run branches from, and its path inside the sweep.
         plan: hash of the sweep's plan.
-        commit_every: seconds for which snapshots are gathered before they are committed, as in ``Recorder``.
+        commit_every, checked_kernels: as in ``Recorder``.
         resume: go on with the run in ``path`` from its last checkpoint; a finished one is left as it is. Where there is
             none yet, begin it.
 
@@ -183,6 +187,7 @@ def run_experiment(
         manifest=manifest,
         progress=progress,
         commit_every=commit_every,
+        checked_kernels=checked_kernels,
     )
     parent_state = None if start is None else start.extra.get("recorder")
     if isinstance(parent_state, Mapping):

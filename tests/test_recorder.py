@@ -529,6 +529,49 @@ def test_every_kernel_that_is_taken_is_checked(checks: list[Any], tmp_path: Path
     assert len(checks) == 2
 
 
+def test_recorders_of_networks_built_alike_share_what_they_checked(checks: list[Any], tmp_path: Path) -> None:
+    shared: set[Any] = set()
+
+    class Mute(nn.Module):
+        def extra_repr(self) -> str:
+            raise ValueError("nothing to say")
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs
+
+    def record(model: nn.Module, sets: Any, number: int, **options: Any) -> int:
+        before = len(checks)
+        recorder = nd.Recorder(model, ["ntk"], sets, path=tmp_path / f"{number}", checked_kernels=shared, **options)
+        recorder.record()
+        recorder.close()
+        return len(checks) - before
+
+    strided = [nn.Sequential(nn.Conv1d(1, 2, 3, stride=stride), nn.Flatten(), nn.LazyLinear(2)) for stride in (1, 1, 2)]
+    signals = torch.randn(4, 1, 6)
+    for model in strided:
+        model[2] = nn.Linear(model[:2](signals).shape[1], 2)
+    other = nn.Sequential(nn.Linear(3, 5), Gate(5), nn.Tanh(), nn.Linear(5, 2))
+    cases: list[tuple[nn.Module, Any, dict[str, Any], int]] = [
+        (network(), X, {}, 1),
+        (network(), X, {}, 0),
+        (network(), X + 1, {}, 0),
+        (network(), X[:3], {}, 1),
+        (network(), {"other": X}, {}, 1),
+        (network().double(), X.double(), {}, 1),
+        (network().eval(), X, {}, 1),
+        (network(), X, {"parameters": ["0.*"]}, 1),
+        (network(), X, {"forward": lambda model, inputs: model(inputs)}, 1),
+        (other, X, {}, 1),
+        (strided[0], signals, {}, 1),
+        (strided[1], signals, {}, 0),
+        (strided[2], signals, {}, 1),
+        (nn.Sequential(nn.Linear(3, 2), Mute()), X, {}, 1),
+        (nn.Sequential(nn.Linear(3, 2), Mute()), X, {}, 0),
+    ]
+    for number, (model, sets, options, expected) in enumerate(cases):
+        assert record(model, sets, number, **options) == expected, number
+
+
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
 def test_a_wrong_layer_is_named(on_error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = rules()[functional.linear]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -59,6 +59,8 @@ class Recorder:
             skipped and reported at the end.
         commit_every: seconds for which snapshots are gathered in memory before they are committed together, which costs
             less than many small commits; a process that is killed loses those. 0: each at once.
+        checked_kernels: a set that recorders of networks that are built alike share in one process, so that their
+            kernels are checked against plain autograd once for all of them; None: each recorder checks its own.
         manifest: further entries of run.json.
 
     Under an optimizer every snapshot also has ``learning_rate/value`` and ``learning_rate/sum``: the rate of the last
@@ -89,6 +91,7 @@ class Recorder:
         on_error: OnError = "raise",
         max_overhead: float | None = None,
         commit_every: float = 0.0,
+        checked_kernels: set[Hashable] | None = None,
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
         check_model(model)
@@ -116,6 +119,7 @@ class Recorder:
             calibration=self._calibration,
             parameters=parameters,
             on_error=on_error,
+            checked_kernels=checked_kernels,
         )
         self._steps_per_epoch = steps_per_epoch
         self._recording = (

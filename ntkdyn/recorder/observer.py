@@ -34,7 +34,10 @@ class Observer:
 
     ``parameters`` are resolved at the first observation and stay; then determinism and independence of the samples are
     checked too. Kernels are checked against plain autograd when they are first taken, and again in a state of the
-    network that has not been checked yet: other training flags, other parameters that learn, frozen slopes.
+    network that has not been checked yet: other training flags, other parameters that learn, frozen slopes, other
+    modules.
+
+    Args: checked_kernels: those that have passed; shared by the observers of networks that are built alike.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Observer:
         calibration: Any,
         parameters: Iterable[str] | None,
         on_error: OnError,
+        checked_kernels: set[Hashable] | None = None,
     ) -> None:
         self._model = model
         self._sets = sets
@@ -59,7 +63,7 @@ class Observer:
         self._wanted = parameters if parameters is None or isinstance(parameters, str) else tuple(parameters)
         self._on_error = on_error
         self._checked: set[str] = set()
-        self._checked_kernels: set[Hashable] = set()
+        self._checked_kernels = set() if checked_kernels is None else checked_kernels
         self._with_preactivations: set[str] = set()
         self.parameters: tuple[str, ...] | None = None
         self.seconds: dict[str, float] = {}
@@ -142,7 +146,13 @@ class Observer:
         others = {id(gate.slope) for name, gate in gates(self._model).items() if f"{name}.slope" not in wanted}
         learning = tuple(one.requires_grad for one in self._model.parameters() if id(one) not in others)
         frozen = tuple(bool(gate.frozen.any()) for name, gate in gates(clone).items() if f"{name}.slope" in wanted)
-        return training, learning, frozen, self.parameters
+        return training, learning, frozen, self.parameters, self._make(clone)
+
+    def _make(self, clone: nn.Module) -> Hashable:
+        """What tells networks from others that are built otherwise; several recorders may share what they checked."""
+        modules = tuple((name, type(module), _settings(module)) for name, module in clone.named_modules())
+        parameters = tuple((name, one.shape, one.dtype, one.device) for name, one in clone.named_parameters())
+        return modules, parameters, self._forward, self.batchnorm
 
     def _measured(
         self, watched: Watched, shared: Pass, probe_set: ProbeSet, clone: nn.Module, step: int, epoch: float | None
@@ -214,3 +224,10 @@ class Observer:
             watched.disabled = True
             what = "the probe is switched off"
         warnings.warn(f"{failure}; {what}, training goes on", RuntimeWarning, stacklevel=2)
+
+
+def _settings(module: nn.Module) -> str:
+    try:
+        return module.extra_repr()
+    except Exception:  # the user's own; then its class has to do
+        return ""

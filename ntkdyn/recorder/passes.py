@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import ConfigurationError, ShapeError
 from ..gates import gates
@@ -157,7 +157,8 @@ class Pass:
 
         Args: first: only that of so many samples.
         """
-        which = (self._set.name, reduce, per, self._state, first)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(self._set.inputs))
+        which = (self._set.name, shapes, reduce, per, self._state, first)
         if which in self._checked:
             return
         started = time.perf_counter()

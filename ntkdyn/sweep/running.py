@@ -6,7 +6,7 @@ import io
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ from .sources import sources_of, warn_of_changes
 
 # Seconds; a run that was cut off begins anew, so that single snapshots need not survive it.
 _COMMIT_EVERY = 10.0
+# Of the runs of this process, which differ in seeds and settings; hundreds of them need not check one network anew.
+_checked_kernels: set[Hashable] = set()
 
 
 @dataclass
@@ -217,6 +219,7 @@ def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -
                 command=command,
                 plan=plan,
                 commit_every=_COMMIT_EVERY,
+                checked_kernels=_checked_kernels,
             )
     except NtkdynError as error:
         return str(error)
