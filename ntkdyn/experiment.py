@@ -214,14 +214,24 @@ def run_experiment(
     return results
 
 
-def try_run(experiment: Experiment, config: BaseModel, *, seed: int, trial: Trial) -> None:
+def try_run(
+    experiment: Experiment,
+    config: BaseModel,
+    *,
+    seed: int,
+    trial: Trial,
+    probes: Sequence[Any] | None = None,
+    schedule: Callable[[int], bool] | None = None,
+    log_spaced: int | None = None,
+) -> None:
     """Begin a run in a temporary folder and end it when the trial has seen enough; nothing of it is kept.
 
+    Args: as in ``run_experiment``.
     Raises: what the run raises.
     """
     with tempfile.TemporaryDirectory() as folder:
         # Not committed one by one, as those of a sweep are not.
-        factory = RecorderFactory(Path(folder) / "run", trial=trial, commit_every=3600.0)
+        factory = RecorderFactory(Path(folder) / "run", probes, schedule, log_spaced, trial=trial, commit_every=3600.0)
         try:
             with torch.random.fork_rng(), redirect_stderr(io.StringIO()):
                 experiment.run(config, seed=seed, recorder=factory)

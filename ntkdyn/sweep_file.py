@@ -38,7 +38,9 @@ def check_plan(file: Path, content: Mapping[str, Any]) -> None:
     try:
         confirms = confirmed(content)
         explored = list(content["explored"]) if confirms is not None else []
-        found = plan_hash(content["experiment"], content["plan"], content.get("primary"), confirms, explored)
+        found = plan_hash(
+            content["experiment"], content["plan"], content.get("primary"), confirms, explored, content.get("record")
+        )
         seeds = list(dict.fromkeys(entry["seed"] for entry in content["plan"]))
         expected, named = str(content["hash"]), list(content.get("seeds", seeds))
     except (KeyError, TypeError, AttributeError) as error:

@@ -29,9 +29,9 @@ class Sweep:
     Attributes:
         path: the folder.
         name: its last part.
-        manifest: content of sweep.json: experiment, settings, grids, seeds, hash, primary, plan, and sources where
-            there are some; of a confirmation also confirms, the hash of the plan that it repeats, and explored, the
-            seeds of that sweep.
+        manifest: content of sweep.json: experiment, settings, grids, seeds, hash, primary, record, plan, and sources
+            where there are some; of a confirmation also confirms, the hash of the plan that it repeats, and explored,
+            the seeds of that sweep.
         runs: the finished runs by their path inside the sweep, opened on first use.
     """
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..analysis.power import ADEQUATE_POWER, minimum_detectable_effect
 from ..configuration import configure
 from ..experiment import try_run
 from ..plugins import load_experiment
 from ..primary import PrimaryComparison
 from ..trial import Trial
-from .plan import Plan
-from .running import one_thread
+from .plan import Plan, PlannedConfiguration
+from .plan_file import record_of
+from .running import one_thread, recorded
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,14 @@ def _estimate(plan: Plan, experiment: Any) -> Cost:
     snapshots: dict[tuple[str, str], dict[str, int]] = {}
     steps, training, recording = 0, 0.0, 0.0
     for one in plan.configurations:
-        config, seed = configure(experiment.Config, one.config), plan.seeds[0]
+        config = configure(experiment.Config, one.config)
         # Arms come after their trunks, and so find them tried.
         origin = one.trunk or one.runs
         if origin not in trials:
-            trials[origin] = Trial()
-            try_run(experiment, config, seed=seed, trial=trials[origin])
+            trials[origin] = _tried(plan, experiment, one, config, Trial())
         if (one.kind, origin) not in snapshots:
-            counted = trials[origin] if one.trunk is None else Trial(only_count=True)
-            if one.trunk is not None:
-                try_run(experiment, config, seed=seed, trial=counted)
+            arm = one.trunk is not None
+            counted = _tried(plan, experiment, one, config, Trial(only_count=True)) if arm else trials[origin]
             snapshots[one.kind, origin] = counted.snapshots(one.step)
         own = experiment.steps(config)
         steps += own
@@ -65,6 +63,20 @@ def _estimate(plan: Plan, experiment: Any) -> Cost:
         recording += sum(count * seconds.get(name, 0.0) for name, count in snapshots[one.kind, origin].items())
     seeds = len(plan.seeds)
     return Cost(steps * seeds, training * seeds, recording * seeds)
+
+
+def _tried(plan: Plan, experiment: Any, one: PlannedConfiguration, config: Any, trial: Trial) -> Trial:
+    probes, schedule, log_spaced = recorded(record_of(plan.record, one.kind))
+    try_run(
+        experiment,
+        config,
+        seed=plan.seeds[0],
+        trial=trial,
+        probes=probes,
+        schedule=schedule,
+        log_spaced=log_spaced,
+    )
+    return trial
 
 
 def foresight(plan: Plan, jobs: int) -> Iterator[str]:
@@ -93,6 +105,9 @@ def foresight(plan: Plan, jobs: int) -> Iterator[str]:
 
 
 def _detectable(primary: PrimaryComparison, seeds: int) -> str:
+    # Imported late: it takes scipy.stats along, which no run needs.
+    from ..analysis.power import ADEQUATE_POWER, minimum_detectable_effect
+
     effect = minimum_detectable_effect(seeds, primary.deviation or 1.0)
     if math.isinf(effect):
         return "none, as one seed allows no test; give --seeds 2 or more"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..errors import ConfigurationError
 from ..plan_hash import digest, plan_hash
 from ..plugins import kebab, load_experiment
 from ..primary import PrimaryComparison, read_primary
-from .plan_file import Grid, PlanFile, read_plan_file
+from .plan_file import Grid, PlanFile, read_plan_file, record_of
 
 FORMAT = "ntkdyn-sweep-1"
 _MOST_SEEDS = 100_000
@@ -50,7 +50,7 @@ class PlannedConfiguration:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the plan: its folder inside the sweep, configuration, seed, and the checkpoint it starts from."""
+    """One run of the plan: its folder, configuration, seed, the checkpoint it starts from, and what it records."""
 
     run: str
     config: Mapping[str, Any]
@@ -58,6 +58,7 @@ class PlannedRun:
     parent: str | None
     checkpoint_steps: tuple[int, ...]
     kind: str
+    record: Mapping[str, Any]
 
     def entry(self) -> dict[str, Any]:
         """The run as it stands in sweep.json."""
@@ -80,6 +81,7 @@ class Plan:
         seeds: seeds of every configuration.
         configurations: trunks first, then arms.
         primary: the comparison that is named beforehand, if any.
+        record: what runs record, as in ``PlanFile``.
         confirms: hash of the plan that this one repeats on fresh seeds; explored: the seeds of that one.
     """
 
@@ -89,6 +91,7 @@ class Plan:
     seeds: tuple[int, ...]
     configurations: tuple[PlannedConfiguration, ...]
     primary: PrimaryComparison | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
     confirms: str | None = None
     explored: tuple[int, ...] = ()
 
@@ -96,21 +99,29 @@ class Plan:
     def runs(self) -> tuple[PlannedRun, ...]:
         """Every run, trunks first."""
         return tuple(
-            PlannedRun(f"{one.runs}/{seed}", one.config, seed, one.parent(seed), one.checkpoint_steps, one.kind)
+            PlannedRun(
+                run=f"{one.runs}/{seed}",
+                config=one.config,
+                seed=seed,
+                parent=one.parent(seed),
+                checkpoint_steps=one.checkpoint_steps,
+                kind=one.kind,
+                record=record_of(self.record, one.kind),
+            )
             for one in self.configurations
             for seed in self.seeds
         )
 
     @property
     def hash(self) -> str:
-        """SHA-256 over experiment, configurations, seeds, primary comparison, and what it confirms."""
-        return plan_hash(self.experiment, self.entries(), self._named(), self.confirms, self.explored)
+        """SHA-256 over experiment, configurations, seeds, primary comparison, what it confirms and what it records."""
+        return plan_hash(self.experiment, self.entries(), self._named(), self.confirms, self.explored, self.record)
 
     @property
     def design(self) -> str:
         """SHA-256 over the same but for the seeds: a confirmation has that of what it confirms."""
         configurations = [[one.runs, one.config, one.trunk, one.step] for one in self.configurations]
-        return digest([self.experiment, configurations, self._named()])
+        return digest([self.experiment, configurations, self._named(), self.record])
 
     def _named(self) -> dict[str, Any] | None:
         return None if self.primary is None else self.primary.to_json()
@@ -129,6 +140,7 @@ class Plan:
             "seeds": self.seeds,
             "hash": self.hash,
             "primary": self._named(),
+            "record": self.record,
             "plan": self.entries(),
         }
         if self.confirms is not None:
@@ -160,6 +172,7 @@ class Plan:
             seeds=seeds,
             configurations=tuple(configurations),
             primary=None if primary is None else PrimaryComparison.from_json(primary),
+            record=dict(content.get("record") or {}),
             confirms=content.get("confirms"),
             explored=tuple(content.get("explored", ())),
         )
@@ -209,7 +222,7 @@ def make_plan(
 
     Args:
         experiment: installed name, ``file.py:object`` or ``package.module:object``.
-        file: TOML with ``seeds``, ``first_seed``, ``[settings]``, ``[[grid]]`` and ``[plan]``.
+        file: TOML with ``seeds``, ``first_seed``, ``[settings]``, ``[[grid]]``, ``[record]`` and ``[plan]``.
         settings: ``key=value`` texts, which win over the file's.
         grid: one more grid.
         seeds: a number of seeds, from the file's ``first_seed`` (else 0) on, or the seeds; default the file's, else 1.
@@ -245,7 +258,7 @@ def make_plan(
             f"seeds: found {wanted} of them from {first} on, expected 1 to {_MOST_SEEDS}, all below 2^63"
         )
     listed = tuple(range(first, first + wanted)) if isinstance(wanted, int) else tuple(wanted)
-    return Plan(experiment, base, tuple(grids), listed, planned, primary)
+    return Plan(experiment, base, tuple(grids), listed, planned, primary, written.record)
 
 
 def _place(experiment: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..plugins import load_probe
+
+_KINDS = ("trunks", "arms")
 
 Grid = dict[str, tuple[Any, ...]]
 
@@ -26,6 +29,7 @@ class PlanFile:
         first_seed: of a number of seeds; None: 0.
         plan: the table [plan] as it stands, None where there is none.
         experiment: for which it was written, None where it does not say.
+        record: what runs record, in place of what the experiment chooses: see ``record_of``.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -34,10 +38,11 @@ class PlanFile:
     first_seed: int | None = None
     plan: Any = None
     experiment: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def read_plan_file(path: Path) -> PlanFile:
-    """Read ``seeds``, ``first_seed``, ``[settings]``, ``[[grid]]`` and ``[plan]``.
+    """Read ``seeds``, ``first_seed``, ``[settings]``, ``[[grid]]``, ``[record]`` and ``[plan]``.
 
     Raises: ConfigurationError: no TOML, other entries, or values of the wrong kind.
     """
@@ -45,11 +50,11 @@ def read_plan_file(path: Path) -> PlanFile:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: no valid TOML: {error}") from None
-    unknown = sorted(set(content) - {"settings", "grid", "seeds", "first_seed", "experiment", "plan"})
+    unknown = sorted(set(content) - {"settings", "grid", "seeds", "first_seed", "experiment", "plan", "record"})
     if unknown:
         raise ConfigurationError(
-            f"{path}: found {', '.join(unknown)}, expected seeds, first_seed, [settings], [[grid]] and [plan]; "
-            "put settings of every run under [settings]"
+            f"{path}: found {', '.join(unknown)}, expected seeds, first_seed, [settings], [[grid]], [record] and "
+            "[plan]; put settings of every run under [settings]"
         )
     settings, experiment = content.get("settings", {}), content.get("experiment")
     if not isinstance(settings, dict):
@@ -75,7 +80,20 @@ def read_plan_file(path: Path) -> PlanFile:
         raise ConfigurationError(
             f"{path}: found first_seed = {first} beside a list of seeds, expected one of them; drop first_seed"
         )
-    return PlanFile(settings, axes, seeds, first, content.get("plan"), experiment)
+    record = _record(content.get("record", {}), "[record]", path)
+    return PlanFile(settings, axes, seeds, first, content.get("plan"), experiment, record)
+
+
+def record_of(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What the trunks ("trunk") or arms ("arm") record: ``probes``, and ``every`` or ``log_spaced``, where given.
+
+    ``[record.trunks]`` and ``[record.arms]`` win over ``[record]``.
+    """
+    own = dict(record.get(f"{kind}s", {}))
+    shared = {name: value for name, value in record.items() if name not in _KINDS}
+    if {"every", "log_spaced"} & set(own):
+        shared = {name: value for name, value in shared.items() if name == "probes"}
+    return shared | own
 
 
 @contextmanager
@@ -107,6 +125,31 @@ def find_plan(text: str | None) -> Iterator[Path | None]:
             )
         with packaged_plan(f"{text}.toml") as path:
             yield path
+
+
+def _record(table: Any, where: str, path: Path, kinds: tuple[str, ...] = _KINDS) -> dict[str, Any]:
+    names = ("probes", "every", "log_spaced", *kinds)
+    if not isinstance(table, dict) or not set(table) <= set(names):
+        unknown = ", ".join(name for name in table if name not in names) if isinstance(table, dict) else repr(table)
+        raise ConfigurationError(f"{path}: {where}: found {unknown}, expected {', '.join(names)}")
+    if "every" in table and "log_spaced" in table:
+        raise ConfigurationError(
+            f"{path}: {where}: found every and log_spaced, expected one schedule; drop one of them"
+        )
+    for name in ("every", "log_spaced"):
+        if name in table and (not _is_natural(table[name]) or table[name] < 1):
+            raise ConfigurationError(
+                f"{path}: {where}: found {name} = {table[name]!r}, expected a whole number from 1 on"
+            )
+    probes = table.get("probes", ["ntk"])
+    if not isinstance(probes, list) or not probes or not all(isinstance(probe, str) for probe in probes):
+        raise ConfigurationError(
+            f"{path}: {where}: found probes = {probes!r}, expected a list of names such as ['ntk']"
+        )
+    for probe in probes:
+        load_probe(probe)
+    own = {kind: _record(table[kind], f"[record.{kind}]", path, ()) for kind in kinds if kind in table}
+    return table | own
 
 
 def _seeds(value: Any, path: Path) -> int | tuple[int, ...] | None:

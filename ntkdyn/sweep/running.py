@@ -6,7 +6,7 @@ import io
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from .. import schedule as schedules
 from ..checkpoint import Checkpoint, load
 from ..configuration import configure
 from ..errors import ConfigurationError, NtkdynError
 from ..experiment import run_experiment
-from ..plugins import load_experiment
+from ..plugins import load_experiment, load_probe
 from ..progress import progress_bar
 from ..store.files import publish
 from ..store.manifest import read_manifest
@@ -135,6 +136,13 @@ def _check_measure(plan: Plan, out: Path, run: str) -> None:
         )
 
 
+def recorded(record: Mapping[str, Any]) -> tuple[list[Any] | None, schedules.Schedule | None, int | None]:
+    """Probes, schedule and number of log-spaced steps that a plan asks for; None leaves them to the experiment."""
+    probes = [load_probe(text) for text in record.get("probes", ())] or None
+    every = record.get("every")
+    return probes, None if every is None else schedules.every(every), record.get("log_spaced")
+
+
 def cores() -> int:
     """Cores that this process may use; macOS and Windows know only those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -206,6 +214,7 @@ def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -
     chosen = load_experiment(experiment)
     folder = Path(out) / run.run
     said = io.StringIO()
+    probes, schedule, log_spaced = recorded(run.record)
     try:
         with redirect_stderr(said):
             run_experiment(
@@ -213,6 +222,9 @@ def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -
                 configure(chosen.Config, run.config),
                 seed=run.seed,
                 path=folder,
+                probes=probes,
+                schedule=schedule,
+                log_spaced=log_spaced,
                 checkpoint_steps=frozenset(run.checkpoint_steps),
                 start=_start(run, Path(out)),
                 parent=run.parent,

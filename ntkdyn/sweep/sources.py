@@ -18,11 +18,13 @@ from .. import __version__
 from ..store.files import read
 from .folder import FILE
 from .plan import Plan
+from .plan_file import record_of
 
 
 def sources_of(plan: Plan) -> dict[str, str]:
-    """SHA-256 of every file that experiment or settings name as file.py:object or file.npz, by its name there."""
+    """SHA-256 of every file that experiment, settings or probes name as file.py:object or file.npz, by that name."""
     texts = {plan.experiment}
+    texts |= {probe for kind in ("trunk", "arm") for probe in record_of(plan.record, kind).get("probes", ())}
     for one in plan.configurations:
         texts |= {value for value in one.config.values() if isinstance(value, str)}
     files = sorted({file for text in texts if (file := _file(text)) is not None})

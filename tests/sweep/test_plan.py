@@ -21,11 +21,13 @@ from ntkdyn.errors import (
     MissingRecording,
     NtkdynError,
     RecordingExists,
+    UnknownName,
 )
 from ntkdyn.report import analyze
 from ntkdyn.sweep import confirmation_of, foresight, make_plan, run_sweep, standing
 from ntkdyn.sweep.cost import estimate
 from ntkdyn.sweep.plan import Plan
+from ntkdyn.sweep.plan_file import record_of
 from ntkdyn.sweep_file import sealed
 
 TINY = f"{Path(__file__).parent / 'tiny_experiment.py'}:Tiny"
@@ -201,6 +203,63 @@ def test_what_lies_where_a_plan_is_to_run(tmp_path: Path) -> None:
     assert list(standing(plan, out)) == [f"{out} holds this plan; 8 of 8 runs are finished"]
     (line,) = standing(planned(tmp_path, ""), out)
     assert line.startswith(f"it cannot run there: {out}: holds another sweep (plan {plan.hash[:12]})")
+
+
+RECORD = """
+[record]
+probes = ["units", "outputs"]
+every = 5
+
+[record.trunks]
+log_spaced = 2
+"""
+
+
+def test_a_plan_says_what_is_recorded(tmp_path: Path) -> None:
+    plan = planned(tmp_path, PLAN + RECORD, seeds=1)
+    bare = planned(tmp_path, PLAN, seeds=1)
+    assert len({plan.hash, bare.hash, planned(tmp_path, PLAN + RECORD.replace("every = 5", ""), seeds=1).hash}) == 3
+    assert plan.design != bare.design
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))).hash == plan.hash
+    run_sweep(plan, tmp_path / "out", jobs=1)
+    sweep = Sweep.open(tmp_path / "out")
+    assert sweep.primary == plan.primary
+    for run, config in zip(sweep.runs.values(), sweep.table.to_dict("records"), strict=True):
+        trunk, start = config["kind"] == "trunk", config["start"] if config["kind"] == "arm" else 0
+        # Two log-spaced steps of six, or every fifth; the first and the last in any case.
+        assert run.steps("units").tolist() == sorted({start, 1, 6} if trunk else {start, 5, 6})
+        assert set(run.groups()) == {"learning_rate", "outputs", "units"}
+
+
+def test_what_trunks_record_wins(tmp_path: Path) -> None:
+    record = planned(tmp_path, RECORD).record
+    assert record_of(record, "trunk") == {"probes": ["units", "outputs"], "log_spaced": 2}
+    assert record_of(record, "arm") == {"probes": ["units", "outputs"], "every": 5}
+    assert record_of({}, "arm") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[record]\nprobe = ['ntk']", ["[record]: found probe", "probes, every, log_spaced"]),
+        ("[record.trunks]\narms = 3", ["[record.trunks]: found arms"]),
+        ("[record]\ntrunks = 3", ["[record.trunks]: found 3"]),
+        ("[record]\nevery = 2\nlog_spaced = 3", ["found every and log_spaced"]),
+        ("[record.arms]\nevery = 0", ["[record.arms]: found every = 0"]),
+        ("[record]\nlog_spaced = true", ["found log_spaced = True"]),
+        ("[record]\nprobes = []", ["found probes = []"]),
+        ("[record]\nprobes = 'ntk'", ["found probes = 'ntk'"]),
+    ],
+)
+def test_impossible_recordings_are_refused(tmp_path: Path, text: str, parts: list[str]) -> None:
+    message = refusal(tmp_path, text)
+    for part in ("plan.toml", *parts):
+        assert part in message
+
+
+def test_an_unknown_probe_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match=r"nkt.*ntk"):
+        planned(tmp_path, "[record]\nprobes = ['nkt']")
 
 
 def test_a_sweep_knows_its_primary_comparison(tmp_path: Path) -> None:

@@ -65,3 +65,10 @@ def test_models_and_arrays_are_sources_too(tmp_path: Path) -> None:
     plan = make_plan("nonlinear-advantage", settings=settings)
     assert sources_of(plan) == {str(file): sha256(file) for file in (tmp_path / "net.py", tmp_path / "own.npz")}
     assert sources_of(make_plan("nonlinear-advantage")) == {}
+
+
+def test_own_probes_are_sources_too(tmp_path: Path) -> None:
+    probe, file = tmp_path / "probe.py", tmp_path / "plan.toml"
+    probe.write_text("class Mine:\n    name = 'mine'\n    def fields(self, s): ...\n    def measure(self, s): ...\n")
+    file.write_text(f"[record]\nprobes = ['ntk']\n[record.trunks]\nprobes = ['{probe}:Mine']\n")
+    assert sources_of(make_plan(f"{TINY}:Tiny", file=file)) == {str(one): sha256(one) for one in sorted((TINY, probe))}
