@@ -21,7 +21,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
-_threshold_backward = torch.ops.aten.threshold_backward.default
+_aten = torch.ops.aten
+_threshold_backward = _aten.threshold_backward.default
+_nll_loss_forward, _nll_loss_backward = _aten.nll_loss_forward.default, _aten.nll_loss_backward.default
+_log_softmax_backward = _aten._log_softmax_backward_data.default
+# Arguments of nll_loss as cross_entropy gives them: no weights of classes, the mean, the target that is left out.
+_MEAN, _IGNORED = 1, -100
 
 
 @dataclass(frozen=True)
@@ -71,15 +76,8 @@ class Chain:
                     slope = torch.where(layer.frozen, 1.0, layer.slope)
                     slopes.append(slope)
                     values = torch.relu(values).addcmul_(values.clamp_max(0), slope)
-        outputs = values.requires_grad_()
-        with torch.enable_grad():
-            value = loss(outputs, targets)
-
-        def send_back() -> None:
-            (upstream,) = torch.autograd.grad(value, outputs)
-            self._send_back(upstream, seen, slopes)
-
-        return value, send_back
+        value, gradient = _loss_and_gradient(values, targets, loss)
+        return value, lambda: self._send_back(gradient(), seen, slopes)
 
     @torch.no_grad()
     def _send_back(self, upstream: Tensor, seen: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> None:
@@ -101,6 +99,24 @@ class Chain:
                 if index > lowest:
                     positive = _threshold_backward(upstream, inputs, 0)
                     upstream = positive.addcmul_(upstream - positive, slope)
+
+
+def _loss_and_gradient(outputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Loss, and what gives its gradient by the outputs; cross-entropy with class numbers is sent back by hand too."""
+    if loss is not functional.cross_entropy or targets.is_floating_point() or (outputs.dim(), targets.dim()) != (2, 1):
+        outputs = outputs.requires_grad_()
+        with torch.enable_grad():
+            value = loss(outputs, targets)
+        return value, lambda: torch.autograd.grad(value, outputs)[0]
+    logarithms = outputs.log_softmax(1)
+    value, weight = _nll_loss_forward(logarithms, targets, None, _MEAN, _IGNORED)
+
+    def gradient() -> Tensor:
+        upstream = _nll_loss_backward(torch.ones_like(value), logarithms, targets, None, _MEAN, _IGNORED, weight)
+        sent: Tensor = _log_softmax_backward(upstream, logarithms, 1, outputs.dtype)
+        return sent
+
+    return value, gradient
 
 
 def chain_of(model: nn.Module, inputs: Any) -> Chain | None:
