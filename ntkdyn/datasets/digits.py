@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,12 +63,8 @@ def digits(*, split_seed: int = 0) -> Split:
 
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository; in sklearn.datasets.
     """
-    from sklearn.datasets import load_digits
-
     known = known_dataset("digits")
-    bunch = load_digits()
-    inputs = torch.as_tensor(bunch.data / 16, dtype=torch.float32)
-    targets = torch.as_tensor(bunch.target, dtype=torch.int64)
+    inputs, targets = _load()
     content = inputs.numpy().tobytes() + targets.numpy().tobytes()
     order = torch.randperm(len(targets), generator=stream(SPLIT, split_seed))
     train, test = order[:_DIGITS_TRAIN], order[_DIGITS_TRAIN:]
@@ -79,6 +79,18 @@ def digits(*, split_seed: int = 0) -> Split:
             "files": [FileRecord("digits", len(content), hashlib.sha256(content).hexdigest(), None).as_json()],
         },
     )
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[Tensor, Tensor]:
+    # The file alone: importing scikit-learn takes longer than a run.
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ConfigurationError(
+            "digits: found no scikit-learn, expected the package that holds them; pip install scikit-learn"
+        )
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return torch.as_tensor(table[:, :-1] / 16, dtype=torch.float32), torch.as_tensor(table[:, -1], dtype=torch.int64)
 
 
 def digit_images(*, split_seed: int = 0) -> Split:
