@@ -1,6 +1,6 @@
 """CPU seconds of a sweep on one core, and of the same runs in a process each that share nothing.
 
-The sweep is tests/benchmarks/sweep.toml: 40 runs of which five are trunks, with kernels at a few steps of each; a
+The sweep is tests/benchmarks/sweep.toml: 40 runs of which five are trunks, with kernels at ten steps of each trunk; a
 second one records everything that the experiment records by itself. Alone, every run imports everything and trains its
 own dense epochs; one run of each kind is measured and counted for all seeds, which differ in nothing that takes time.
 CPU seconds are those of all processes, imports included, in which a busy machine shows less than in seconds on the
@@ -69,7 +69,7 @@ def main() -> None:
     alone: dict[str, list[float]] = {name_of(one): [] for one in plan.configurations}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        before, _, after = FILE.read_text(encoding="utf-8").partition("[record]")
+        before, _, after = FILE.read_text(encoding="utf-8").partition("[record.trunks]")
         (folder / "all.toml").write_text(f"{before}[settings]{after.partition('[settings]')[2]}", encoding="utf-8")
         for number in range(rounds):
             for times, file in zip(sweeps.values(), (FILE, folder / "all.toml"), strict=True):
