@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
 from ..errors import DivergedTraining
-from ..experiment import DEFAULT_PROBES, RecorderFactory
+from ..experiment import DEFAULT_PROBES, RecorderFactory, Stages
 from ..gates import gates, learn_slopes, weights
 from ..linearization import Linearizer, MaskRamp, SlopeReplay
 from ..recorder import Recorder, Watch
 from ..schedule import Schedule, at_epochs, at_steps, paired
-from ..training_loop import Batches
+from ..training_loop import Batches, TrainingLoop
 from .before import BeforeSwitch
 from .settings import LinearizationSettings, TrainingSettings
 from .training import Objective, restore
@@ -31,7 +31,7 @@ OF_EVERY_ARM = (
     *("dense_weight_norm", "active_units", "active_share", "survivor_nonlinearity", "weighted_units"),
     *("napl", "apl", "weighted_napl", "effective_width", "parameters", "diverged"),
 )
-"""Results of ``run_arm`` beside what the training measures."""
+"""Results of ``arm_stages`` beside what the training measures."""
 
 
 class Arm:
@@ -109,7 +109,7 @@ class Arm:
 
 
 class ArmTraining(Protocol):
-    """What ``run_arm`` needs of the training of one configuration and seed; steps are applied optimizer steps.
+    """What ``arm_stages`` needs of the training of one configuration and seed; steps are applied optimizer steps.
 
     Attributes:
         steps_per_epoch, last_step: of the run.
@@ -142,7 +142,7 @@ class ArmTraining(Protocol):
         """Return the training samples of one epoch in their order."""
         ...
 
-    def fit(
+    def loop(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -156,8 +156,8 @@ class ArmTraining(Protocol):
         recorder: Recorder,
         factory: RecorderFactory,
         state: Callable[[], Mapping[str, Any]],
-    ) -> None:
-        """Train.  Raises: DivergedTraining."""
+    ) -> TrainingLoop:
+        """Return the training; it raises DivergedTraining."""
         ...
 
     def at_switch(self, model: nn.Module) -> dict[str, float]:
@@ -173,7 +173,7 @@ class ArmTraining(Protocol):
         ...
 
 
-def run_arm(
+def arm_stages(
     training: ArmTraining,
     factory: RecorderFactory,
     *,
@@ -187,8 +187,8 @@ def run_arm(
     data_order: int = 0,
     new_optimizer: bool = False,
     before: Callable[[nn.Module], BeforeSwitch] | None = None,
-) -> dict[str, float]:
-    """Train one trunk or arm from ``start`` or from its initial weights to the end, record it and return its results.
+) -> Stages:
+    """One trunk or arm from ``start`` or from its initial weights to the end: yields its training, returns its results.
 
     Args:
         switch, ramp_steps, settle_steps, linear: as in Arm, in steps.
@@ -245,7 +245,7 @@ def run_arm(
             factory.resumed.restore(model, optimizer)
         elif first_step == switch:
             arm.switch()
-        training.fit(
+        yield training.loop(
             model,
             optimizer,
             first_step=first_step,

@@ -9,19 +9,19 @@ Source: Mehmeti-Göpel and Disselhoff (arXiv 2211.17180 v1) for the comparison; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import model_validator
 
 from ..checkpoint import Checkpoint
-from ..experiment import RecorderFactory
+from ..experiment import RecorderFactory, Stages
 from .advantage_config import AdvantageConfig
 from .networks import build_network
 from .nonlinear_advantage import NonlinearAdvantage
 from .settings import DataSettings, LinearizationSettings, Natural, Positive, given, implied
-from .training import weight_count
+from .training import DataExperiment, weight_count
 from .training_data import load_data
 
 
@@ -62,7 +62,7 @@ class CollapseConfig(LinearizationSettings, DataSettings):
         return self.dense(kind="extracted", shallow_depth=None)
 
 
-class Collapse:
+class Collapse(DataExperiment):
     """Accuracy against path length down to linear, beside shallow networks from scratch."""
 
     name = "collapse"
@@ -80,11 +80,11 @@ class Collapse:
         """Return how many steps a run takes that starts from its trunk's checkpoint."""
         return NonlinearAdvantage().steps(_advantage(config))
 
-    def run(
+    def stages(
         self, config: CollapseConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
-    ) -> Mapping[str, float]:
-        """Train one network and return its results, those of ``run_arm``."""
-        return NonlinearAdvantage().run(_advantage(config), seed=seed, recorder=recorder, start=start)
+    ) -> Stages:
+        """Train one network and return its results, those of ``arm_stages``."""
+        return NonlinearAdvantage().stages(_advantage(config), seed=seed, recorder=recorder, start=start)
 
 
 def _advantage(config: CollapseConfig) -> AdvantageConfig:

@@ -10,17 +10,17 @@ Source: Mehmeti-Göpel and Disselhoff 2023 (arXiv 2211.17180) for the question; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from ..checkpoint import Checkpoint
-from ..experiment import RecorderFactory
+from ..experiment import RecorderFactory, Stages
 from ..linearization import Linearizer
-from .arm import OF_EVERY_ARM, run_arm
+from .arm import OF_EVERY_ARM, arm_stages
 from .settings import DataSettings, Natural, Positive
-from .training import Training
+from .training import DataExperiment, Training
 from .training_data import steps_per_epoch
 
 
@@ -69,7 +69,7 @@ class CoreNetworkConfig(DataSettings):
         return type(self).model_validate(values | {"intervention": "none"})
 
 
-class CoreNetwork:
+class CoreNetwork(DataExperiment):
     """Units that a fixed price per unit leaves, over starting widths and depths."""
 
     name = "core-network"
@@ -87,14 +87,14 @@ class CoreNetwork:
         origin = self.trunk(config)
         return config.epochs * steps_per_epoch(config) - (0 if origin is None else origin[1])
 
-    def run(
+    def stages(
         self, config: CoreNetworkConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
-    ) -> Mapping[str, float]:
-        """Train one trunk or core and return its results, those of ``run_arm``."""
+    ) -> Stages:
+        """Train one trunk or core and return its results, those of ``arm_stages``."""
         training = Training.of(config, seed)
         linearizes = config.intervention == "linearize"
         ramp_steps = config.ramp_epochs * training.steps_per_epoch
-        return run_arm(
+        return arm_stages(
             training,
             recorder,
             start=start,

@@ -12,14 +12,15 @@ Source: follow-up of Mehmeti-Göpel and Disselhoff (arXiv 2506.14386) for the co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..experiment import RecorderFactory
+from ..experiment import RecorderFactory, Stages
 from .advantage_config import AdvantageConfig
 from .nonlinear_advantage import NonlinearAdvantage
 from .settings import DataSettings, LinearizationSettings, Natural, given
+from .training import DataExperiment
 
 
 class LayerwiseConfig(LinearizationSettings, DataSettings):
@@ -37,7 +38,7 @@ class LayerwiseConfig(LinearizationSettings, DataSettings):
         return AdvantageConfig.model_validate(given(self.model_dump()))
 
 
-class LayerwiseVsChannelwise:
+class LayerwiseVsChannelwise(DataExperiment):
     """Accuracy at equal numbers of units, linearized channel by channel or layer by layer."""
 
     name = "layerwise-vs-channelwise"
@@ -53,8 +54,8 @@ class LayerwiseVsChannelwise:
         """Return how many steps a run takes that starts from its trunk's checkpoint."""
         return NonlinearAdvantage().steps(config.advantage())
 
-    def run(
+    def stages(
         self, config: LayerwiseConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
-    ) -> Mapping[str, float]:
-        """Train one trunk or arm and return its results, those of ``run_arm``."""
-        return NonlinearAdvantage().run(config.advantage(), seed=seed, recorder=recorder, start=start)
+    ) -> Stages:
+        """Train one trunk or arm and return its results, those of ``arm_stages``."""
+        return NonlinearAdvantage().stages(config.advantage(), seed=seed, recorder=recorder, start=start)

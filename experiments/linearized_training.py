@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import torch
@@ -24,7 +24,7 @@ from torch.func import functional_call, jvp
 from ..checkpoint import Checkpoint
 from ..clone import structural_clone
 from ..errors import DivergedTraining
-from ..experiment import RecorderFactory
+from ..experiment import RecorderFactory, Stages
 from ..gates import weights
 from ..kernel.problem import default_forward
 from ..recorder.snapshots import has_running_norms, reestimate
@@ -33,7 +33,7 @@ from .advantage_config import AdvantageConfig
 from .arm import finite, weight_norm
 from .nonlinear_advantage import NonlinearAdvantage
 from .settings import DataSettings, LinearizationSettings, given, implied
-from .training import Training, restore
+from .training import DataExperiment, Training, restore
 from .training_data import steps_per_epoch
 
 
@@ -110,7 +110,7 @@ class TaylorNetwork(nn.Module):
         return expanded
 
 
-class LinearizedTraining:
+class LinearizedTraining(DataExperiment):
     """Accuracy of children that are linear in the weights, or in most units, from epoch t on."""
 
     name = "linearized-training"
@@ -128,16 +128,17 @@ class LinearizedTraining:
         origin = self.trunk(config)
         return config.epochs * steps_per_epoch(config) - (0 if origin is None else origin[1])
 
-    def run(
+    def stages(
         self, config: LinearizedTrainingConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
-    ) -> Mapping[str, float]:
-        """Train one trunk or child and return its results, those of ``run_arm``.
+    ) -> Stages:
+        """Train one trunk or child and return its results, those of ``arm_stages``.
 
         A child in the weights goes on with the state that the trunk's optimizer has at the switch, and records outputs
         only: its kernel stands still.
         """
         if config.child != "weights":
-            return NonlinearAdvantage().run(config.advantage(), seed=seed, recorder=recorder, start=start)
+            advantage = NonlinearAdvantage()
+            return (yield from advantage.stages(config.advantage(), seed=seed, recorder=recorder, start=start))
         training = Training.of(config, seed)
         model, optimizer = training.build()
         switch = config.start_epoch * training.steps_per_epoch
@@ -147,7 +148,7 @@ class LinearizedTraining:
             if start is not None:
                 first_step = restore(start, model, optimizer, latest=switch, setting_name="start_epoch")
             if first_step < switch:
-                training.fit(model, optimizer, first_step=first_step, last_step=switch)
+                training.loop(model, optimizer, first_step=first_step, last_step=switch).run()
             results |= finite(training.at_switch(model) | {"dense_weight_norm": weight_norm(model)})
             diverged = False
         except DivergedTraining:
@@ -167,7 +168,7 @@ class LinearizedTraining:
             recording.record(0)
         try:
             if not diverged:
-                training.fit(
+                yield training.loop(
                     child,
                     shifts,
                     first_step=switch if recorder.resumed is None else recorder.resumed.step,

@@ -11,22 +11,20 @@ controls are our own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
-from ..experiment import RecorderFactory
+from ..experiment import RecorderFactory, Stages
 from ..gates import learn_slopes
 from ..linearization import SlopeReplay, random_mask, survivor_mask
 from .advantage_config import AdvantageConfig
-from .arm import OF_EVERY_ARM, Begin, linearizer, mask_ramp, run_arm
+from .arm import OF_EVERY_ARM, Begin, arm_stages, linearizer, mask_ramp
 from .before import Intervention
-from .training import Training, restore
+from .training import DataExperiment, Training, restore
 from .training_data import steps_per_epoch
 
 
-class NonlinearAdvantage:
+class NonlinearAdvantage(DataExperiment):
     """Accuracy after early against late linearization, at the same number of nonlinear units."""
 
     name = "nonlinear-advantage"
@@ -49,16 +47,16 @@ class NonlinearAdvantage:
             return whole + config.ramp_epochs * per_epoch
         return whole if origin is None else whole - origin[1]
 
-    def run(
+    def stages(
         self, config: AdvantageConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
-    ) -> Mapping[str, float]:
+    ) -> Stages:
         """Train one trunk or arm and return its results; without ``start`` the dense epochs are trained here.
 
-        Results: those of ``run_arm``.
+        Results: those of ``arm_stages``.
         """
         training = Training.of(config, seed)
         switch = config.start_epoch * training.steps_per_epoch
-        return run_arm(
+        return arm_stages(
             training,
             recorder,
             # The late ramp, of which the arm itself is no branch, takes the checkpoint.
@@ -108,15 +106,15 @@ def _late_ramp(
     if start is not None:
         first_step = restore(start, model, optimizer, latest=switch, setting_name="latest_start")
     if first_step < switch:
-        training.fit(model, optimizer, first_step=first_step, last_step=switch)
+        training.loop(model, optimizer, first_step=first_step, last_step=switch).run()
     owner = linearizer(config, model, steps_per_epoch=training.steps_per_epoch, keep_path=True)
     learn_slopes(model, True)
-    training.fit(
+    training.loop(
         model,
         optimizer,
         first_step=switch,
         last_step=switch + owner.steps,
         epoch_data=lambda epoch: training.epoch_data(epoch, data_order=config.data_order),
         after_step=lambda step: owner.step(),
-    )
+    ).run()
     return survivor_mask(model), owner.path

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..checkpoint import Checkpoint
 from ..datasets import Dataset, TrainingData, probe_batch, stream_seed
 from ..errors import ConfigurationError, TraceError
-from ..experiment import RecorderFactory
+from ..experiment import RecorderFactory, StagedExperiment
 from ..gates import learn_slopes, nonlinear_units, weights
 from ..paths import path_lengths
 from ..recorder import Recorder
 from ..schedule import Schedule
-from ..training_loop import Batches, adam, evaluate, fit, linear_tail
+from ..training_loop import Batches, TrainingLoop, adam, evaluate, linear_tail
 from .networks import build_network, load_network
 from .settings import DataSettings
 from .training_data import AUGMENTATION, CALIBRATION, Augmented, load_data, relabeled, steps_per_epoch
@@ -95,7 +95,7 @@ class Training:
             parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
         )
 
-    def fit(
+    def loop(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -109,17 +109,20 @@ class Training:
         recorder: Recorder | None = None,
         factory: RecorderFactory | None = None,
         state: Callable[[], Mapping[str, Any]] = dict,
-    ) -> None:
-        """Train on the stream of batches of the seed, or on ``epoch_data``; the rate falls over the last epochs."""
+    ) -> TrainingLoop:
+        """Return the training on the stream of batches of the seed, or on ``epoch_data``.
+
+        The learning rate falls over the last epochs.
+        """
         config = self.config
         rate = linear_tail(
             config.learning_rate,
             total_steps=self.last_step,
             tail_steps=round(config.decay_share * config.epochs * self.steps_per_epoch),
         )
-        fit(
-            model,
-            optimizer,
+        return TrainingLoop(
+            model=model,
+            optimizer=optimizer,
             epoch_data=epoch_data or self.epoch_data,
             batch_size=config.batch_size,
             steps_per_epoch=self.steps_per_epoch,
@@ -193,6 +196,14 @@ class Training:
             checkpoint_steps=epochs,
             provenance=self.data.provenance,
         )
+
+
+class DataExperiment(StagedExperiment):
+    """Base of the experiments on one of the data sets with one of the networks."""
+
+    def trains_together(self, config: DataSettings) -> bool:
+        """Whether the network is a chain."""
+        return config.network == "mlp" and config.optimizer == "adam" and config.device == "cpu"
 
 
 def restore(

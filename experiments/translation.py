@@ -9,19 +9,17 @@ not known; schedule, survivor rules and controls are our own. Data: Elliott et a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from ..checkpoint import Checkpoint
-from ..experiment import RecorderFactory
+from ..experiment import RecorderFactory, StagedExperiment, Stages
 from ..linearization import random_mask
-from .arm import OF_EVERY_ARM, SlopeOwner, linearizer, mask_ramp, run_arm
+from .arm import OF_EVERY_ARM, SlopeOwner, arm_stages, linearizer, mask_ramp
 from .translation_config import TranslationConfig
 from .translation_training import TranslationTraining, steps_per_epoch
 
 
-class Translation:
+class Translation(StagedExperiment):
     """BLEU after early against late linearization of a Transformer, at the same number of nonlinear units."""
 
     name = "translation"
@@ -39,12 +37,12 @@ class Translation:
         epochs = config.total_epochs if config.is_trunk else config.total_epochs - config.start_epoch
         return epochs * steps_per_epoch(config)
 
-    def run(
+    def stages(
         self, config: TranslationConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
-    ) -> Mapping[str, float]:
+    ) -> Stages:
         """Train one trunk or arm and return its results; without ``start`` the dense epochs are trained here.
 
-        Results: those of ``run_arm``; what is measured at the end and at the switch says ``TranslationTraining``.
+        Results: those of ``arm_stages``; what is measured at the end and at the switch says ``TranslationTraining``.
         """
         training = TranslationTraining.of(config, seed)
         per_epoch = training.steps_per_epoch
@@ -55,7 +53,7 @@ class Translation:
                 return mask_ramp(config, model, mask, steps_per_epoch=per_epoch)
             return linearizer(config, model, steps_per_epoch=per_epoch)
 
-        return run_arm(
+        return arm_stages(
             training,
             recorder,
             start=start,

@@ -18,7 +18,7 @@ from ..experiment import RecorderFactory
 from ..gates import learn_slopes, weights
 from ..recorder import Recorder
 from ..schedule import Schedule
-from ..training_loop import Batches, adam, fit, linear_tail
+from ..training_loop import Batches, TrainingLoop, adam, linear_tail
 from .decoding import bleu, greedy
 from .networks import Transformer
 from .networks.transformer import PADDING
@@ -89,7 +89,7 @@ class TranslationTraining:
         parameters = list(weights(model).values())
         return model, adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
-    def fit(
+    def loop(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -103,12 +103,12 @@ class TranslationTraining:
         recorder: Recorder | None = None,
         factory: RecorderFactory | None = None,
         state: Callable[[], Mapping[str, Any]] = dict,
-    ) -> None:
-        """Train; the learning rate rises over the first steps and falls over the last epochs."""
+    ) -> TrainingLoop:
+        """Return the training; the learning rate rises over the first steps and falls over the last epochs."""
         config = self.config
-        fit(
-            model,
-            optimizer,
+        return TrainingLoop(
+            model=model,
+            optimizer=optimizer,
             epoch_data=epoch_data,
             batch_size=config.batch_size,
             steps_per_epoch=self.steps_per_epoch,

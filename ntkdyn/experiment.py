@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ParamSpec, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel
@@ -27,6 +29,8 @@ from .recorder.state import initial_state
 from .schedule import log_spaced
 from .store.manifest import read_manifest, refuse_differences
 from .trial import Trial, TrialEnded
+
+_P = ParamSpec("_P")
 
 DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
 
@@ -48,6 +52,55 @@ class Experiment(Protocol):
     ) -> Mapping[str, float]:
         """Train, record with a recorder of the factory, and return the results."""
         ...
+
+
+class Stage(Protocol):
+    """A part of a run that may be done beside those of other runs, such as a ``TrainingLoop``."""
+
+    def run(self) -> None:
+        """Do it."""
+        ...
+
+
+Stages = Generator[Stage, None, Mapping[str, float]]
+"""A run that yields its trainings, is told what they raise, and returns its results."""
+
+
+def finish(stages: Stages) -> Mapping[str, float]:
+    """Do all stages of a run, one after the other, and return its results."""
+    try:
+        stage = next(stages)
+        while True:
+            try:
+                stage.run()
+            except BaseException as error:
+                stage = stages.throw(error)
+            else:
+                stage = next(stages)
+    except StopIteration as end:
+        results: Mapping[str, float] = end.value
+        return results
+
+
+class StagedExperiment(ABC):
+    """Base of experiments whose runs are stages: those of several seeds may be trained together."""
+
+    @abstractmethod
+    def stages(self, config: Any, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None) -> Stages:
+        """As ``run``, but for the trainings, which are yielded."""
+
+    def trains_together(self, config: Any) -> bool:
+        """Whether it pays to train the seeds of a configuration as one, which gives each the numbers it has alone.
+
+        It does for a chain of small linear layers and gates with Adam on the CPU; other networks only take memory.
+        """
+        return False
+
+    def run(
+        self, config: Any, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None
+    ) -> Mapping[str, float]:
+        """Train, record with a recorder of the factory, and return the results."""
+        return finish(self.stages(config, seed=seed, recorder=recorder, start=start))
 
 
 @dataclass
@@ -137,7 +190,7 @@ class RecorderFactory:
         return recorder
 
 
-def run_experiment(
+def run_stages(
     experiment: Experiment,
     config: BaseModel,
     *,
@@ -155,8 +208,10 @@ def run_experiment(
     commit_every: float = 0.0,
     checked_kernels: set[Hashable] | None = None,
     resume: bool = False,
-) -> Mapping[str, float]:
-    """Do one complete run on disk and return its results; torch's global generator is left as it was.
+) -> Stages:
+    """One complete run on disk: yields its trainings and returns its results.
+
+    An experiment that is not staged does all of it at once. torch's global generator is left as it was.
 
     Args:
         path: new or empty folder.
@@ -201,7 +256,11 @@ def run_experiment(
     status = "failed"
     try:
         with torch.random.fork_rng():
-            results = dict(experiment.run(config, seed=seed, recorder=factory, start=start))
+            if isinstance(experiment, StagedExperiment):
+                stages = experiment.stages(config, seed=seed, recorder=factory, start=start)
+                results = dict((yield from stages))
+            else:
+                results = dict(experiment.run(config, seed=seed, recorder=factory, start=start))
         if not factory.recorders:
             raise ConfigurationError(
                 f"experiment {experiment.name}: recorded nothing; its run must make a recorder: recorder(model, sets=…)"
@@ -212,6 +271,18 @@ def run_experiment(
         for recorder in factory.recorders:
             recorder.close(status)
     return results
+
+
+def _at_once(make: Callable[_P, Stages]) -> Callable[_P, Mapping[str, float]]:
+    @wraps(make)
+    def run(*arguments: _P.args, **options: _P.kwargs) -> Mapping[str, float]:
+        return finish(make(*arguments, **options))
+
+    return run
+
+
+run_experiment = _at_once(run_stages)
+"""Do one complete run on disk and return its results; arguments and errors are those of ``run_stages``."""
 
 
 def try_run(
@@ -226,7 +297,7 @@ def try_run(
 ) -> None:
     """Begin a run in a temporary folder and end it when the trial has seen enough; nothing of it is kept.
 
-    Args: as in ``run_experiment``.
+    Args: as in ``run_stages``.
     Raises: what the run raises.
     """
     with tempfile.TemporaryDirectory() as folder:

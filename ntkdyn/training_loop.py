@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -52,27 +53,11 @@ def linear_tail(base: float, *, total_steps: int, tail_steps: int) -> Callable[[
     return lambda step: base * min(1.0, (total_steps - step) / max(tail_steps, 1))
 
 
-def fit(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    epoch_data: Callable[[int], Batches],
-    batch_size: int,
-    steps_per_epoch: int,
-    last_step: int,
-    first_step: int = 0,
-    seed: int = 0,
-    loss: Loss = functional.cross_entropy,
-    objective: Callable[[int, Any, Tensor], Tensor] | None = None,
-    learning_rate: Callable[[int], float] | None = None,
-    after_step: Callable[[int], None] | None = None,
-    recorder: Recorder | None = None,
-    factory: RecorderFactory | None = None,
-    state: Callable[[], Mapping[str, Any]] = dict,
-) -> None:
-    """Train from ``first_step`` to ``last_step``; starting from a checkpoint equals never having stopped, bit for bit.
+@dataclass(kw_only=True)
+class TrainingLoop:
+    """One training, described: ``run`` does it; starting from a checkpoint equals never having stopped, bit for bit.
 
-    Args:
+    Attributes:
         epoch_data: epoch number -> its samples in their order; batch k of the epoch is the k-th slice.
         objective: step before the update, inputs, targets -> what is minimized, in place of the loss of the outputs.
         learning_rate: step before the update -> rate, set in all parameter groups.
@@ -82,79 +67,130 @@ def fit(
         state: what the experiment needs beside model and optimizer to go on from a checkpoint; it finds it again under
             ``factory.resumed.extra["experiment"]``.
         seed: torch's generator is seeded by (seed, epoch) at the start of every epoch, for Dropout and the like.
-
-    Raises: DivergedTraining: the loss is not finite; the optimizer did not take that step.
+        step: applied steps so far.
     """
-    folder = None if factory is None else factory.path / "checkpoints"
-    saved_steps = frozenset() if factory is None else factory.checkpoint_steps
-    trial = None if factory is None else factory.trial
-    step = first_step
-    device = _device(model)
 
-    def save() -> None:
-        # The first one of a run that goes on is the one that it goes on from.
-        if folder is None or step not in saved_steps or (step == first_step and factory and factory.resumed):
-            return
-        extra = {"recorder": None if recorder is None else recorder.state_dict(), "experiment": dict(state())}
-        try:
-            checkpoint.save(folder, step, model, optimizer, extra)
-        except StorageError as error:
-            warnings.warn(f"{error}; training goes on without this checkpoint", RuntimeWarning, stacklevel=3)
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch_data: Callable[[int], Batches]
+    batch_size: int
+    steps_per_epoch: int
+    last_step: int
+    first_step: int = 0
+    seed: int = 0
+    loss: Loss = functional.cross_entropy
+    objective: Callable[[int, Any, Tensor], Tensor] | None = None
+    learning_rate: Callable[[int], float] | None = None
+    after_step: Callable[[int], None] | None = None
+    recorder: Recorder | None = None
+    factory: RecorderFactory | None = None
+    state: Callable[[], Mapping[str, Any]] = dict
 
-    def stepped(*_: Any) -> None:
-        nonlocal step
-        step += 1
-        if after_step is not None:
-            after_step(step)
+    def __post_init__(self) -> None:
+        self.step = self.first_step
+        self.chain: Chain | None = None
+        self._data: Batches | None = None
+        self._device = _device(self.model)
+        self._saved_steps = frozenset() if self.factory is None else self.factory.checkpoint_steps
+        self._trial = None if self.factory is None else self.factory.trial
 
-    with ExitStack() as stack:
-        # A hook of the optimizer, placed before the recorder's: snapshots must see what after_step did to the slopes.
-        stack.callback(optimizer.register_step_post_hook(stepped).remove)
-        if recorder is not None:
-            stack.enter_context(recorder.attach(optimizer, first_step=first_step, total_steps=last_step))
-        bar = stack.enter_context(
-            progress_bar(last_step, what="steps", done=first_step, shown=factory is not None and factory.progress)
-        )
-        save()
-        model.train()
-        data: Batches | None = None
-        chain: Chain | None = None
-        backward: Callable[[], Any]
-        while step < last_step:
-            epoch, batch = divmod(step, steps_per_epoch)
-            if data is None or batch == 0:
-                data = epoch_data(epoch)
-                bar.update(step - bar.n)
-            if batch == 0:
-                torch.manual_seed(stream_seed(seed, epoch))
-            if learning_rate is not None:
-                rate = learning_rate(step)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-            samples = data[batch * batch_size : (batch + 1) * batch_size]
-            inputs, targets = _moved(samples[0], device), samples[1].to(device)
-            if objective is None and (batch == 0 or step == first_step):
-                chain = chain_of(model, inputs)
-            optimizer.zero_grad()
-            if objective is not None:
-                value = objective(step, inputs, targets)
-                backward = value.backward
-            elif chain is not None:
-                value, backward = chain.loss(inputs, targets, loss)
-            else:
-                value = loss(default_forward(model, inputs), targets)
-                backward = value.backward
-            if not math.isfinite(value.item()):
-                raise DivergedTraining(
-                    f"training: found loss {value.item()} at step {step}, expected a finite number; "
-                    "lower the learning rate"
+    def run(self) -> None:
+        """Train from ``first_step`` to ``last_step``.
+
+        Raises: DivergedTraining: the loss is not finite; the optimizer did not take that step.
+        """
+        with self.begun():
+            while self.step < self.last_step:
+                self.advance()
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Recorder and hooks in place, for ``advance``."""
+        with ExitStack() as stack:
+            # A hook of the optimizer, placed before the recorder's: snapshots must see what after_step did to the
+            # slopes.
+            stack.callback(self.optimizer.register_step_post_hook(self._stepped).remove)
+            if self.recorder is not None:
+                stack.enter_context(
+                    self.recorder.attach(self.optimizer, first_step=self.first_step, total_steps=self.last_step)
                 )
-            backward()
-            optimizer.step()
-            save()
-            if trial is not None:
-                trial.stepped(recorder)
-        bar.update(last_step - bar.n)
+            shown = self.factory is not None and self.factory.progress
+            self._bar = stack.enter_context(
+                progress_bar(self.last_step, what="steps", done=self.first_step, shown=shown)
+            )
+            self._save()
+            self.model.train()
+            yield
+            self._bar.update(self.last_step - self._bar.n)
+
+    def advance(self) -> None:
+        """Take one step.  Raises: DivergedTraining."""
+        inputs, targets = self.batch()
+        self.optimizer.zero_grad()
+        backward: Callable[[], Any]
+        if self.chain is not None:
+            value, backward = self.chain.loss(inputs, targets, self.loss)
+        else:
+            if self.objective is None:
+                value = self.loss(default_forward(self.model, inputs), targets)
+            else:
+                value = self.objective(self.step, inputs, targets)
+            backward = value.backward
+        self.check(value.item())
+        backward()
+        self.apply()
+
+    def batch(self) -> tuple[Any, Tensor]:
+        """Inputs and targets of the next step, for which generator and learning rate are set."""
+        epoch, batch = divmod(self.step, self.steps_per_epoch)
+        data, begins = self._data, batch == 0 or self._data is None
+        if data is None or batch == 0:
+            data = self._data = self.epoch_data(epoch)
+            self._bar.update(self.step - self._bar.n)
+        if batch == 0:
+            torch.manual_seed(stream_seed(self.seed, epoch))
+        if self.learning_rate is not None:
+            rate = self.learning_rate(self.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        inputs, targets = data[batch * self.batch_size : (batch + 1) * self.batch_size]
+        inputs = _moved(inputs, self._device)
+        if begins and self.objective is None:
+            self.chain = chain_of(self.model, inputs)
+        return inputs, targets.to(self._device)
+
+    def check(self, loss: float) -> None:
+        """Raises: DivergedTraining: the loss of the next step is not finite."""
+        if not math.isfinite(loss):
+            raise DivergedTraining(
+                f"training: found loss {loss} at step {self.step}, expected a finite number; lower the learning rate"
+            )
+
+    def apply(self) -> None:
+        """Let the optimizer take the step, and save it where it is to be saved."""
+        self.optimizer.step()
+        self._save()
+        if self._trial is not None:
+            self._trial.stepped(self.recorder)
+
+    def _stepped(self, *_: Any) -> None:
+        self.step += 1
+        if self.after_step is not None:
+            self.after_step(self.step)
+
+    def _save(self) -> None:
+        factory = self.factory
+        # The first one of a run that goes on is the one that it goes on from.
+        if factory is None or self.step not in self._saved_steps or (self.step == self.first_step and factory.resumed):
+            return
+        extra = {
+            "recorder": None if self.recorder is None else self.recorder.state_dict(),
+            "experiment": dict(self.state()),
+        }
+        try:
+            checkpoint.save(factory.path / "checkpoints", self.step, self.model, self.optimizer, extra)
+        except StorageError as error:
+            warnings.warn(f"{error}; training goes on without this checkpoint", RuntimeWarning, stacklevel=4)
 
 
 def evaluate(

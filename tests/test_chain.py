@@ -15,7 +15,7 @@ from ntkdyn.datasets import Dataset
 from ntkdyn.errors import DivergedTraining
 from ntkdyn.experiments.networks import GatedMLP
 from ntkdyn.gates import Gate, gates
-from ntkdyn.training_loop import adam, fit
+from ntkdyn.training_loop import TrainingLoop, adam
 
 
 def chain(*, inputs: int = 7, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -182,15 +182,15 @@ def trained(monkeypatch: pytest.MonkeyPatch, *, by_hand: bool) -> list[Tensor]:
             gate.freeze(torch.arange(16) < step)
 
     monkeypatch.setattr("ntkdyn.training_loop.chain_of", noted)
-    fit(
-        model,
-        adam([one for name, one in model.named_parameters() if "slope" not in name], learning_rate=1e-2),
+    TrainingLoop(
+        model=model,
+        optimizer=adam([one for name, one in model.named_parameters() if "slope" not in name], learning_rate=1e-2),
         epoch_data=lambda epoch: data,
         batch_size=32,
         steps_per_epoch=3,
         last_step=14,
         after_step=after_step,
-    )
+    ).run()
     assert len(used) == 5
     assert all((one is not None) == by_hand for one in used)
     return [one.detach() for one in model.parameters()]
@@ -206,12 +206,12 @@ def test_divergence_takes_no_step() -> None:
     before = [one.clone() for one in model.parameters()]
     data = Dataset(torch.full((4, 2), torch.inf), torch.zeros(4, dtype=torch.int64), 2)
     with pytest.raises(DivergedTraining):
-        fit(
-            model,
-            adam(model.parameters(), learning_rate=1.0),
+        TrainingLoop(
+            model=model,
+            optimizer=adam(model.parameters(), learning_rate=1.0),
             epoch_data=lambda epoch: data,
             batch_size=4,
             steps_per_epoch=1,
             last_step=1,
-        )
+        ).run()
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))

@@ -20,7 +20,7 @@ from ntkdyn.errors import ConfigurationError, DivergedTraining, RecordingExists
 from ntkdyn.experiment import RecorderFactory, run_experiment
 from ntkdyn.results import Run
 from ntkdyn.schedule import at_steps, every
-from ntkdyn.training_loop import adam, evaluate, evaluate_batches, fit, linear_tail
+from ntkdyn.training_loop import TrainingLoop, adam, evaluate, evaluate_batches, linear_tail
 
 
 class Settings(BaseModel):
@@ -112,7 +112,7 @@ def samples(epoch: int) -> Dataset:
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
     settings = {"epoch_data": samples, "batch_size": 8, "steps_per_epoch": 5, "last_step": 20, "seed": 3} | options
-    fit(model, optimizer, **settings)
+    TrainingLoop(model=model, optimizer=optimizer, **settings).run()
 
 
 def equal(first: Any, second: Any) -> bool:

@@ -14,7 +14,7 @@ from ntkdyn.datasets import Dataset
 from ntkdyn.experiment import RecorderFactory
 from ntkdyn.gates import Gate
 from ntkdyn.schedule import every
-from ntkdyn.training_loop import adam, fit
+from ntkdyn.training_loop import TrainingLoop, adam
 
 
 class Settings(BaseModel):
@@ -68,9 +68,9 @@ class Tiny:
             last[:] = [value.item()]
             return value
 
-        fit(
-            model,
-            optimizer,
+        TrainingLoop(
+            model=model,
+            optimizer=optimizer,
             epoch_data=lambda epoch: data,
             batch_size=8,
             steps_per_epoch=1,
@@ -79,5 +79,5 @@ class Tiny:
             loss=loss,
             recorder=recording,
             factory=recorder,
-        )
+        ).run()
         return {"loss": last[0], "test_accuracy": 0.5}
