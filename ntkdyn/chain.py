@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
 _aten = torch.ops.aten
+_OF_A_GATE = ("slope", "frozen")
 _threshold_backward = _aten.threshold_backward.default
 _nll_loss_forward, _nll_loss_backward = _aten.nll_loss_forward.default, _aten.nll_loss_backward.default
 _log_softmax_backward = _aten._log_softmax_backward_data.default
@@ -29,24 +29,74 @@ _log_softmax_backward = _aten._log_softmax_backward_data.default
 _MEAN, _IGNORED = 1, -100
 
 
-@dataclass(frozen=True)
 class _Linear:
-    weight: Tensor
-    bias: Tensor | None
+    """Layer of one network, weight [out, in], or of a stack, [networks, out, in]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._product = torch.mm if weight.dim() == 2 else torch.bmm
 
     @property
     def learns(self) -> bool:
         return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
+    def __call__(self, values: Tensor) -> Tensor:
+        if self.weight.dim() == 2:
+            return functional.linear(values, self.weight, self.bias)
+        if self.bias is None:
+            return torch.bmm(values, self.weight.mT)
+        return torch.baddbmm(self.bias.unsqueeze(1), values, self.weight.mT)
 
-@dataclass(frozen=True)
+    def send_back(self, upstream: Tensor, inputs: Tensor, *, on: bool) -> Tensor:
+        if self.weight.requires_grad:
+            self.weight.grad = self._product(upstream.mT, inputs)
+        if self.bias is not None and self.bias.requires_grad:
+            self.bias.grad = upstream.sum(-2)
+        return self._product(upstream, self.weight) if on else upstream
+
+
 class _Slopes:
-    slope: Tensor
-    frozen: Tensor
+    """Gate of one network, slope [channels or 1], or of a stack, [networks, 1, channels or 1]."""
+
+    def __init__(self, slope: Tensor, frozen: Tensor) -> None:
+        self.slope, self.frozen = slope, frozen
+        self._effective = slope
 
     @property
     def learns(self) -> bool:
         return self.slope.requires_grad
+
+    def __call__(self, values: Tensor) -> Tensor:
+        self._effective = torch.where(self.frozen, 1.0, self.slope)
+        return torch.relu(values).addcmul_(values.clamp_max(0), self._effective)
+
+    def send_back(self, upstream: Tensor, inputs: Tensor, *, on: bool) -> Tensor:
+        if self.learns:
+            of_slope = inputs.clamp_max(0).mul_(upstream).sum_to_size(self._effective.shape)
+            self._give(of_slope.masked_fill_(self.frozen, 0))
+        if not on:
+            return upstream
+        positive: Tensor = _threshold_backward(upstream, inputs, 0)
+        return positive.addcmul_(upstream - positive, self._effective)
+
+    def _give(self, gradient: Tensor) -> None:
+        self.slope.grad = gradient
+
+
+class _StackedSlopes(_Slopes):
+    """Slopes whose gradients the networks of the stack are given; who moves them knows nothing of the stack."""
+
+    def __init__(self, members: Sequence[_Slopes]) -> None:
+        super().__init__(*(_stacked([getattr(one, name) for one in members]).unsqueeze(1) for name in _OF_A_GATE))
+        self._members = members
+
+    @property
+    def learns(self) -> bool:
+        return self._members[0].learns
+
+    def _give(self, gradient: Tensor) -> None:
+        for member, part in zip(self._members, gradient.squeeze(1), strict=True):
+            member.slope.grad = part
 
 
 class Chain:
@@ -54,7 +104,7 @@ class Chain:
 
     def __init__(self, layers: Sequence[nn.Linear | Gate]) -> None:
         # Looked up once: reading an attribute of a module takes a tenth as long as a layer.
-        self._layers = [
+        self.layers: list[_Linear | _Slopes] = [
             _Slopes(one.slope, one.frozen) if isinstance(one, Gate) else _Linear(one.weight, one.bias) for one in layers
         ]
 
@@ -63,42 +113,88 @@ class Chain:
 
         The gradients take the place of those that were there; the loss has no graph beyond the outputs.
         """
-        seen: list[Tensor] = []
-        slopes: list[Tensor | None] = []
-        with torch.no_grad():
-            values = inputs.flatten(1)
-            for layer in self._layers:
-                seen.append(values)
-                if isinstance(layer, _Linear):
-                    slopes.append(None)
-                    values = functional.linear(values, layer.weight, layer.bias)
-                else:
-                    slope = torch.where(layer.frozen, 1.0, layer.slope)
-                    slopes.append(slope)
-                    values = torch.relu(values).addcmul_(values.clamp_max(0), slope)
-        value, gradient = _loss_and_gradient(values, targets, loss)
-        return value, lambda: self._send_back(gradient(), seen, slopes)
+        outputs, seen = _forward(self.layers, inputs.flatten(1))
+        value, gradient = _loss_and_gradient(outputs, targets, loss)
+        return value, lambda: _send_back(self.layers, gradient(), seen)
 
-    @torch.no_grad()
-    def _send_back(self, upstream: Tensor, seen: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> None:
-        # Nothing below asks for gradients.
-        lowest = next((index for index, one in enumerate(self._layers) if one.learns), len(self._layers))
-        for index in range(len(self._layers) - 1, lowest - 1, -1):
-            layer, inputs, slope = self._layers[index], seen[index], slopes[index]
-            if isinstance(layer, _Linear):
-                if layer.weight.requires_grad:
-                    layer.weight.grad = upstream.t().mm(inputs)
-                if layer.bias is not None and layer.bias.requires_grad:
-                    layer.bias.grad = upstream.sum(0)
-                if index > lowest:
-                    upstream = upstream.mm(layer.weight)
-            elif slope is not None:
-                if layer.slope.requires_grad:
-                    of_slope = inputs.clamp_max(0).mul_(upstream).sum_to_size(slope.shape)
-                    layer.slope.grad = of_slope.masked_fill_(layer.frozen, 0)
-                if index > lowest:
-                    positive = _threshold_backward(upstream, inputs, 0)
-                    upstream = positive.addcmul_(upstream - positive, slope)
+    @property
+    def learns(self) -> tuple[bool, ...]:
+        """Which layers ask for gradients."""
+        return tuple(one.learns for one in self.layers)
+
+    @property
+    def tensors(self) -> list[list[Tensor | None]]:
+        """Weight and bias, or slope and frozen, of each layer."""
+        return [[one.weight, one.bias] if isinstance(one, _Linear) else [one.slope, one.frozen] for one in self.layers]
+
+
+class StackedChain:
+    """Chains of equal shape as one; their tensors become parts of its own until ``part``.
+
+    What moves weights and slopes of a chain in place moves them here. Gradients of slopes come to the chains; those of
+    the weights are on ``weights``.
+
+    Args: chains: of layers of equal shapes, of which the same ones learn.
+    """
+
+    def __init__(self, chains: Sequence[Chain]) -> None:
+        self._chains = list(chains)
+        self._layers: list[_Linear | _Slopes] = []
+        # Each with the tensors of the chains that are its parts.
+        self.weights: list[tuple[Tensor, list[Tensor]]] = []
+        for same in zip(*(chain.layers for chain in chains), strict=True):
+            slopes = [one for one in same if isinstance(one, _Slopes)]
+            linear = [one for one in same if isinstance(one, _Linear)]
+            if slopes:
+                self._layers.append(_StackedSlopes(slopes))
+                continue
+            parts = [[one.weight for one in linear], [one.bias for one in linear if one.bias is not None]]
+            both = [_stacked(one).requires_grad_(one[0].requires_grad) for one in parts if one]
+            self._layers.append(_Linear(both[0], both[1] if len(both) > 1 else None))
+            self.weights += zip(both, parts, strict=False)
+
+    def losses(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor], loss: Loss
+    ) -> tuple[list[Tensor], Callable[[], None]]:
+        """As ``Chain.loss``, for each chain its own inputs and targets."""
+        outputs, seen = _forward(self._layers, torch.stack([one.flatten(1) for one in inputs]))
+        pairs = [_loss_and_gradient(*one, loss) for one in zip(outputs.unbind(), targets, strict=True)]
+        return (
+            [value for value, _ in pairs],
+            lambda: _send_back(self._layers, torch.stack([gradient() for _, gradient in pairs]), seen),
+        )
+
+    def part(self) -> None:
+        """Give every chain tensors of its own again."""
+        for chain in self._chains:
+            for tensor in (one for layer in chain.tensors for one in layer if one is not None):
+                tensor.data = tensor.data.clone()
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors as one, of which they become parts."""
+    stack = torch.stack([one.detach() for one in tensors])
+    for tensor, part in zip(tensors, stack, strict=True):
+        tensor.data = part
+    return stack
+
+
+@torch.no_grad()
+def _forward(layers: Sequence[_Linear | _Slopes], values: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Outputs, and the inputs of each layer."""
+    seen = []
+    for layer in layers:
+        seen.append(values)
+        values = layer(values)
+    return values, seen
+
+
+@torch.no_grad()
+def _send_back(layers: Sequence[_Linear | _Slopes], upstream: Tensor, seen: Sequence[Tensor]) -> None:
+    # Nothing below asks for gradients.
+    lowest = next((index for index, one in enumerate(layers) if one.learns), len(layers))
+    for index in range(len(layers) - 1, lowest - 1, -1):
+        upstream = layers[index].send_back(upstream, seen[index], on=index > lowest)
 
 
 def _loss_and_gradient(outputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Callable[[], Tensor]]:

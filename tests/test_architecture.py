@@ -22,13 +22,15 @@ FLOORS = {
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
     "linearization": 3, "plugins": 3, "chain": 3, "sweep_file": 3, "checkpoint": 3, "theory": 3,
     "probes": 4, "recorder": 4, "experiment": 4, "plots": 4, "trial": 4, "model_file": 4, "training_loop": 4,
+    "stack": 4, "together": 4,
     "integrations": 5, "export": 5, "results": 5, "studies": 5, "report": 5, "sweep": 5,
     "glance": 5, "comparison": 5, "preview": 5, "posttraining": 5,
     "commands": 6, "cli": 6, "experiments": 6,
 }  # fmt: skip
 SIDEWAYS = {
     ("cli", "commands"), ("studies", "results"), ("report", "studies"), ("report", "results"), ("sweep", "results"),
-    ("training_loop", "experiment"), ("training_loop", "recorder"),
+    ("training_loop", "experiment"), ("training_loop", "recorder"), ("stack", "experiment"), ("stack", "training_loop"),
+    ("together", "experiment"), ("together", "training_loop"), ("together", "stack"),
     ("experiment", "recorder"), ("experiment", "trial"), ("trial", "recorder"), ("export", "results"),
     ("glance", "results"), ("glance", "studies"), ("comparison", "results"), ("comparison", "studies"),
     ("results", "preview"), ("preview", "results"), ("preview", "glance"),

@@ -6,9 +6,9 @@ import io
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -20,11 +20,12 @@ from .. import schedule as schedules
 from ..checkpoint import Checkpoint, load
 from ..configuration import configure
 from ..errors import ConfigurationError, NtkdynError
-from ..experiment import run_experiment
+from ..experiment import Experiment, StagedExperiment, Stages, run_stages
 from ..plugins import load_experiment, load_probe
 from ..progress import progress_bar
 from ..store.files import publish
 from ..store.manifest import read_manifest
+from ..together import finish_together
 from .confirmation import note, refuse_second
 from .folder import FILE, claimed, finished_runs, set_aside
 from .plan import Plan, PlannedRun
@@ -78,6 +79,7 @@ def _run(plan: Plan, out: Path, *, jobs: int | None, command: str, progress: boo
         _check_measure(plan, out, name)
     warn_of_changes(plan, out, kept)
     summary = Summary(kept=list(kept))
+    experiment = load_experiment(plan.experiment)
     finished = set(kept)
     # Arms of the primary comparison come first, so that a measure that they do not have is known at once.
     pending = [run for run in plan.runs if run.run not in finished]
@@ -90,13 +92,15 @@ def _run(plan: Plan, out: Path, *, jobs: int | None, command: str, progress: boo
         progress_bar(len(plan.runs), what="runs", done=len(finished), shown=progress) as bar,
         _executor(workers) as executor,
     ):
-        running: dict[Future[str | None], PlannedRun] = {}
+        running: dict[Future[list[str | None]], list[PlannedRun]] = {}
         try:
             while pending or running:
                 ready = [run for run in pending if run.trunk is None or run.trunk in finished]
-                for run in ready[: workers - len(running)]:
-                    running[executor.submit(_work, plan.experiment, run, str(out), command, plan.hash)] = run
-                    pending.remove(run)
+                while ready and len(running) < workers:
+                    runs = _together(experiment, ready, workers)
+                    running[executor.submit(_work, plan.experiment, runs, str(out), command, plan.hash)] = runs
+                    ready = [run for run in ready if run not in runs]
+                    pending = [run for run in pending if run not in runs]
                 for run in [run for run in pending if run.trunk in summary.failed]:
                     summary.failed[run.run] = f"its trunk {run.trunk} failed"
                     pending.remove(run)
@@ -104,15 +108,14 @@ def _run(plan: Plan, out: Path, *, jobs: int | None, command: str, progress: boo
                 if not running:
                     continue
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    run = running.pop(future)
-                    error = future.result()
-                    if error is None:
-                        _check_measure(plan, out, run.run)
-                        finished.add(run.run)
-                        summary.finished.append(run.run)
-                    else:
-                        summary.failed[run.run] = error
-                    bar.update()
+                    for run, error in zip(running.pop(future), future.result(), strict=True):
+                        if error is None:
+                            _check_measure(plan, out, run.run)
+                            finished.add(run.run)
+                            summary.finished.append(run.run)
+                        else:
+                            summary.failed[run.run] = error
+                        bar.update()
         finally:
             for future in running:
                 future.cancel()
@@ -209,35 +212,54 @@ def _start(run: PlannedRun, out: Path) -> Checkpoint | None:
     return load(out / run.parent)
 
 
-def _work(experiment: str, run: PlannedRun, out: str, command: str, plan: str) -> str | None:
-    """Do one run and return None or the error's line. What it says goes to log.txt in its folder."""
+def _together(experiment: Experiment, ready: Sequence[PlannedRun], workers: int) -> list[PlannedRun]:
+    """The first run, and what is trained with it: other seeds of its configuration, as many as leave no worker idle."""
+    first = ready[0]
+    if not isinstance(experiment, StagedExperiment) or not experiment.trains_together(
+        configure(experiment.Config, first.config)
+    ):
+        return [first]
+    share = -(-len(ready) // workers)
+    return [run for run in ready if run.config == first.config and run.kind == first.kind][:share]
+
+
+def _work(experiment: str, runs: Sequence[PlannedRun], out: str, command: str, plan: str) -> list[str | None]:
+    """Do runs side by side and return of each None or the error's line. What it says goes to log.txt in its folder."""
     chosen = load_experiment(experiment)
-    folder = Path(out) / run.run
-    said = io.StringIO()
-    probes, schedule, log_spaced = recorded(run.record)
+    said = [io.StringIO() for _ in runs]
     try:
-        with redirect_stderr(said):
-            run_experiment(
-                chosen,
-                configure(chosen.Config, run.config),
-                seed=run.seed,
-                path=folder,
-                probes=probes,
-                schedule=schedule,
-                log_spaced=log_spaced,
-                checkpoint_steps=frozenset(run.checkpoint_steps),
-                start=_start(run, Path(out)),
-                parent=run.parent,
-                command=command,
-                plan=plan,
-                commit_every=_COMMIT_EVERY,
-                checked_kernels=_checked_kernels,
-            )
-    except NtkdynError as error:
-        return str(error)
-    except Exception as error:  # a user's model may raise anything; the other runs go on
-        return f"{type(error).__name__}: {error}"
+        outcomes = finish_together(
+            [(_stages(chosen, run, Path(out), command, plan), text) for run, text in zip(runs, said, strict=True)]
+        )
     finally:
-        if said.getvalue() and folder.is_dir():
-            publish(folder / "log.txt", said.getvalue().encode())
-    return None
+        for run, text in zip(runs, said, strict=True):
+            if text.getvalue() and (Path(out) / run.run).is_dir():
+                publish(Path(out) / run.run / "log.txt", text.getvalue().encode())
+    return [_error_line(outcome) if isinstance(outcome, Exception) else None for outcome in outcomes]
+
+
+def _stages(experiment: Experiment, run: PlannedRun, out: Path, command: str, plan: str) -> Stages:
+    probes, schedule, log_spaced = recorded(run.record)
+    return (
+        yield from run_stages(
+            experiment,
+            configure(experiment.Config, run.config),
+            seed=run.seed,
+            path=out / run.run,
+            probes=probes,
+            schedule=schedule,
+            log_spaced=log_spaced,
+            checkpoint_steps=frozenset(run.checkpoint_steps),
+            start=_start(run, out),
+            parent=run.parent,
+            command=command,
+            plan=plan,
+            commit_every=_COMMIT_EVERY,
+            checked_kernels=_checked_kernels,
+        )
+    )
+
+
+def _error_line(error: Exception) -> str:
+    # A user's model may raise anything; the other runs go on.
+    return str(error) if isinstance(error, NtkdynError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,374 @@
+"""Seeds trained as one: every bit that each has alone, whatever happens to the others."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ntkdyn import stack
+from ntkdyn.datasets import Dataset
+from ntkdyn.errors import DivergedTraining
+from ntkdyn.experiment import Stages, finish
+from ntkdyn.experiments.advantage_config import AdvantageConfig
+from ntkdyn.experiments.networks import GatedMLP
+from ntkdyn.experiments.nonlinear_advantage import NonlinearAdvantage
+from ntkdyn.experiments.translation import Translation
+from ntkdyn.experiments.translation_config import TranslationConfig
+from ntkdyn.gates import gates, learn_slopes, weights
+from ntkdyn.recorder import Recorder
+from ntkdyn.sweep import make_plan, run_sweep, running
+from ntkdyn.together import finish_together
+from ntkdyn.training_loop import TrainingLoop, adam
+
+STEPS, PER_EPOCH = 14, 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of chains whose steps were taken together."""
+    taken: list[int] = []
+    step = stack.Stack.step
+
+    def noted(self: stack.Stack, send_back: Callable[[], None]) -> None:
+        taken.append(len(self._loops))
+        step(self, send_back)
+
+    monkeypatch.setattr(stack.Stack, "step", noted)
+    return taken
+
+
+class Seed:
+    """A small gated network whose slopes learn for a while, move and freeze, with an optimizer that is reset once."""
+
+    def __init__(self, seed: int, *, width: int = 16, bad_from: int = 99, after: Callable[[int], None] | None = None):
+        torch.manual_seed(seed)
+        self.seed, self.bad_from, self.after = seed, bad_from, after
+        self.model = GatedMLP(8, 10, width=width, depth=2)
+        learn_slopes(self.model, False)
+        self.optimizer = adam(weights(self.model).values(), learning_rate=1e-2)
+        self.drawn: list[float] = []
+
+    def epoch(self, epoch: int) -> Dataset:
+        generator = torch.Generator().manual_seed(100 * self.seed + epoch)
+        inputs = torch.randn(PER_EPOCH * 8, 8, generator=generator)
+        if epoch >= self.bad_from:
+            inputs[8:] = torch.inf
+        return Dataset(inputs, torch.randint(10, (PER_EPOCH * 8,), generator=generator), 10)
+
+    def after_step(self, step: int) -> None:
+        self.drawn.append(float(torch.rand(())))
+        if step == 3:
+            learn_slopes(self.model, True)
+        for number, gate in enumerate(gates(self.model).values()):
+            if gate.slope.grad is not None:
+                with torch.no_grad():
+                    gate.slope -= 0.3 * gate.slope.grad
+                gate.slope.grad = None
+            if step == 5 + self.seed % 3:
+                gate.freeze(torch.arange(gate.channels) % (2 + number) == 0)
+        if step == 9:
+            learn_slopes(self.model, False)
+            self.optimizer.state.clear()
+        if self.after is not None:
+            self.after(step)
+
+    def loop(self) -> TrainingLoop:
+        return TrainingLoop(
+            model=self.model,
+            optimizer=self.optimizer,
+            epoch_data=self.epoch,
+            batch_size=8,
+            steps_per_epoch=PER_EPOCH,
+            last_step=STEPS,
+            seed=self.seed,
+            learning_rate=lambda step: 1e-2 / (1 + step),
+            after_step=self.after_step,
+        )
+
+    def stages(self) -> Stages:
+        print(f"seed {self.seed} begins", file=sys.stderr)
+        yield self.loop()
+        print(f"seed {self.seed} ends", file=sys.stderr)
+        return {"seed": float(self.seed)}
+
+    @property
+    def numbers(self) -> list[Tensor]:
+        """Weights, slopes and frozen flags, the averages of Adam, and what was drawn."""
+        averages = [self.optimizer.state.get(one, {}) for one in weights(self.model).values()]
+        return [
+            *self.model.state_dict().values(),
+            *(value for state in averages for _, value in sorted(state.items())),
+            torch.tensor(self.drawn),
+        ]
+
+
+def assert_same(found: Seed, expected: Seed) -> None:
+    for one, other in zip(found.numbers, expected.numbers, strict=True):
+        assert torch.equal(one, other)
+    for one in found.model.state_dict().values():
+        # A tensor of its own again.
+        assert one.untyped_storage().nbytes() == one.numel() * one.element_size()
+
+
+def together(seeds: list[Seed]) -> tuple[list[Any], list[str]]:
+    said = [io.StringIO() for _ in seeds]
+    outcomes = finish_together([(one.stages(), text) for one, text in zip(seeds, said, strict=True)])
+    return outcomes, [text.getvalue() for text in said]
+
+
+@pytest.mark.parametrize("width", [16, 5, 64])
+def test_every_bit_is_that_of_a_training_alone(stacked: list[int], width: int) -> None:
+    found = [Seed(seed, width=width) for seed in range(4)]
+    torch.manual_seed(77)
+    outcomes, said = together(found)
+    after = torch.rand(())
+    assert outcomes == [{"seed": float(seed)} for seed in range(4)]
+    assert said == [f"seed {seed} begins\nseed {seed} ends\n" for seed in range(4)]
+    for one in found:
+        alone = Seed(one.seed, width=width)
+        finish(alone.stages())
+        assert_same(one, alone)
+    # 5 x 8, 5 x 5 and 10 x 5 weights fill no registers, so that nothing is left to stack.
+    assert stacked == ([] if width == 5 else [4] * STEPS)
+    torch.manual_seed(77)
+    assert after == torch.rand(())
+
+
+def test_one_that_diverges_does_not_touch_the_others(stacked: list[int]) -> None:
+    found = [Seed(seed, bad_from=2 if seed == 1 else 99) for seed in range(3)]
+    outcomes, _ = together(found)
+    alone = Seed(1, bad_from=2)
+    with pytest.raises(DivergedTraining) as expected:
+        finish(alone.stages())
+    assert str(outcomes[1]) == str(expected.value)
+    assert "at step 9" in str(outcomes[1])
+    assert_same(found[1], alone)
+    for number in (0, 2):
+        alone = Seed(number)
+        finish(alone.stages())
+        assert_same(found[number], alone)
+    assert stacked == [3] * 9 + [2] * (STEPS - 9)
+
+
+def test_one_that_raises_does_not_touch_the_others() -> None:
+    def fails(step: int) -> None:
+        if step == 6:
+            raise ValueError("broken probe")
+
+    found = [Seed(0), Seed(1, after=fails), Seed(2)]
+    outcomes, _ = together(found)
+    assert isinstance(outcomes[1], ValueError)
+    for number in (0, 2):
+        alone = Seed(number)
+        finish(alone.stages())
+        assert_same(found[number], alone)
+
+
+def test_where_bits_differ_each_trains_alone(stacked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "_same_bits", lambda found, expected: False)
+    found = [Seed(seed) for seed in range(3)]
+    together(found)
+    assert not stacked
+    for one in found:
+        alone = Seed(one.seed)
+        finish(alone.stages())
+        assert_same(one, alone)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(lambda: Seed(1, width=17), id="another width"),
+        pytest.param(lambda: _changed(Seed(1), "objective", lambda step, x, y: Seed(1).model(x).sum()), id="objective"),
+        pytest.param(lambda: _changed(Seed(1), "batch_size", 4), id="another batch size"),
+        pytest.param(lambda: _changed(Seed(1), "learning_rate", lambda step: 1e-3), id="another rate"),
+        pytest.param(lambda: _with_sgd(Seed(1)), id="another optimizer"),
+    ],
+)
+def test_unlike_ones_train_alone(stacked: list[int], odd: Callable[[], Seed]) -> None:
+    found, alone = [Seed(0), odd()], [Seed(0), odd()]
+    outcomes, _ = together(found)
+    assert not stacked
+    assert not any(isinstance(one, Exception) for one in outcomes)
+    for one, other in zip(found, alone, strict=True):
+        finish(other.stages())
+        assert_same(one, other)
+
+
+def _changed(seed: Seed, name: str, value: Any) -> Seed:
+    loop = seed.loop
+
+    def changed() -> TrainingLoop:
+        made = loop()
+        setattr(made, name, value)
+        return made
+
+    seed.loop = changed  # type: ignore[method-assign]
+    return seed
+
+
+def _with_sgd(seed: Seed) -> Seed:
+    seed.optimizer = torch.optim.SGD(weights(seed.model).values(), lr=0.1)  # type: ignore[assignment]
+    return seed
+
+
+def test_several_threads_train_alone(stacked: list[int]) -> None:
+    torch.set_num_threads(2)
+    together([Seed(0), Seed(1)])
+    assert not stacked
+
+
+def test_an_interruption_finds_all_at_one_step(tmp_path: Path) -> None:
+    """A signal that comes while the first is told of a step waits until the last one has been told."""
+
+    def interrupted(step: int) -> None:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    seeds = [Seed(0, after=interrupted), Seed(1), Seed(2)]
+    recorders = [
+        Recorder(one.model, ["units"], one.epoch(0)[:4], path=tmp_path / str(one.seed), schedule=lambda step: False)
+        for one in seeds
+    ]
+
+    def stages(seed: Seed, recorder: Recorder) -> Stages:
+        loop = seed.loop()
+        loop.recorder = recorder
+        yield loop
+        return {}
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            finish_together([(stages(*pair), io.StringIO()) for pair in zip(seeds, recorders, strict=True)])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for one, recorder in zip(seeds, recorders, strict=True):
+        assert len(one.drawn) == 6
+        assert recorder.step == 6
+        assert json.loads((tmp_path / str(one.seed) / "run.json").read_text())["status"] == "interrupted"
+        for tensor in one.model.state_dict().values():
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_stages_are_told_what_a_training_raised() -> None:
+    class Fails:
+        def run(self) -> None:
+            raise DivergedTraining("no")
+
+    class Passes:
+        def run(self) -> None:
+            return None
+
+    def stages() -> Stages:
+        try:
+            yield Fails()
+        except DivergedTraining:
+            yield Passes()
+        return {"told": 1.0}
+
+    assert finish(stages()) == {"told": 1.0}
+    assert finish_together([(stages(), io.StringIO()), (stages(), io.StringIO())]) == [{"told": 1.0}] * 2
+
+
+PLAN = """
+experiment = "nonlinear-advantage"
+seeds = 3
+[record]
+probes = ["units"]
+[settings]
+task = "sum10"
+width = 16
+depth = 2
+epochs = 8
+pairs = 256
+latest_start = 2
+ramp_epochs = 2
+settle_epochs = 1
+[[grid]]
+start_epoch = [2]
+survivors = ["keep"]
+[[grid]]
+start_epoch = [2]
+survivors = ["common"]
+optimizer_at_switch = ["new"]
+rate_before = [0.3]
+[[grid]]
+mask = ["late-path"]
+survivors = ["relu"]
+[[grid]]
+intervention = ["none", "linear"]
+"""
+
+
+def test_a_sweep_has_the_bits_of_runs_alone(
+    stacked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    plan = make_plan("nonlinear-advantage", file=tmp_path / "plan.toml")
+    assert not run_sweep(plan, tmp_path / "together", jobs=1).failed
+    assert set(stacked) == {3}
+    steps = len(stacked)
+    monkeypatch.setattr(running, "_together", lambda experiment, ready, workers: list(ready[:1]))
+    assert not run_sweep(plan, tmp_path / "alone", jobs=1).failed
+    assert len(stacked) == steps
+    for run in plan.runs:
+        found, expected = (
+            json.loads((tmp_path / sweep / run.run / "run.json").read_text()) for sweep in ("together", "alone")
+        )
+        assert str(found["results"]) == str(expected["results"])
+        assert found["final_weights_sha256"] == expected["final_weights_sha256"]
+        for file in (tmp_path / "alone" / run.run / "checkpoints").glob("*/tensors.safetensors"):
+            other = tmp_path / "together" / file.relative_to(tmp_path / "alone")
+            assert file.read_bytes() == other.read_bytes()
+
+
+def test_seeds_leave_no_worker_idle(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    runs = make_plan("nonlinear-advantage", file=tmp_path / "plan.toml").runs
+    trunks, experiment = [run for run in runs if run.kind == "trunk"], NonlinearAdvantage()
+    assert [run.seed for run in running._together(experiment, runs, 1)] == [0, 1, 2]
+    assert len({run.run.rsplit("/", 1)[0] for run in running._together(experiment, runs, 1)}) == 1
+    one = [run for run in trunks if run.config == trunks[0].config]
+    assert [run.seed for run in running._together(experiment, one, 2)] == [0, 1]
+    assert [run.seed for run in running._together(experiment, one, 8)] == [0]
+    assert not experiment.trains_together(AdvantageConfig(network="resnet"))
+    assert not experiment.trains_together(AdvantageConfig(optimizer="sgd"))
+    assert not Translation().trains_together(TranslationConfig())
+
+
+def test_a_network_that_is_no_chain_trains_alone(stacked: list[int]) -> None:
+    seeds = [Seed(0), Seed(1)]
+    for one in seeds:
+        one.model.register_forward_hook(lambda *_: None)
+    together(seeds)
+    assert not stacked
+    assert all(len(one.drawn) == STEPS for one in seeds)
+
+
+def test_modules_stay_what_they_were() -> None:
+    seed = Seed(0)
+    parameters = list(seed.model.parameters())
+    together([seed, Seed(1)])
+    assert all(one is other for one, other in zip(seed.model.parameters(), parameters, strict=True))
+    assert all(isinstance(one, nn.Parameter) for one in parameters)
