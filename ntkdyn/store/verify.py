@@ -134,7 +134,8 @@ def examine(
 def _in_child(paths: Sequence[Path], max_bytes: int, max_ratio: float) -> dict[Path, NtkdynError | Identity]:
     """Verdicts of one child, of sound files the identity of what it has read.
 
-    At least one, because a file that ends the child is blamed for it.
+    At least one: a file that ends the child is blamed for it if it was its first; after others it gets one of its own,
+    as time and memory may have gone to them.
     """
     seconds = _SECONDS + sum(path.stat().st_size for path in paths if path.exists()) / _BYTES_PER_SECOND
     request = {
@@ -167,12 +168,14 @@ def _in_child(paths: Sequence[Path], max_bytes: int, max_ratio: float) -> dict[P
         output, complaint, end = error.stdout or b"", b"", f"no answer within {seconds:.0f} s"
     verdicts: dict[Path, NtkdynError | Identity] = {}
     begun: Path | None = None
+    first: Path | None = None
     for line in output.decode(errors="replace").splitlines():
         try:
             answer = json.loads(line)
         except ValueError:
             continue
         begun = paths[answer["file"]]
+        first = first or begun
         if "identity" in answer:
             device, inode, size, modified, changed = answer["identity"]
             verdicts[begun] = device, inode, size, modified, changed
@@ -183,7 +186,7 @@ def _in_child(paths: Sequence[Path], max_bytes: int, max_ratio: float) -> dict[P
         raise StorageError(
             f"the process that checks files of others did not start: {reason[0]}; use trusted=True for own files"
         )
-    if begun not in verdicts:
+    if begun not in verdicts and begun is first:
         verdicts[begun] = DamagedRecording(
             f"{begun} is damaged: reading it ended the checking process ({end}); restore it from a copy"
         )

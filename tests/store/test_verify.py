@@ -222,6 +222,31 @@ verify.main()
     assert end in str(found[paths[1]])
 
 
+def test_files_that_share_a_child_share_no_blame(
+    packed: Path, tmp_path: Path, as_stranger: Forget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep of many files may take longer than one child is given; none of them has done anything."""
+    script = """
+import sys, time; sys.path.append(sys.argv[1])
+from ntkdyn.store import verify
+real, checked = verify.check_file, []
+def check(path, **limits):
+    if len(checked) == 2:
+        time.sleep(60)
+    checked.append(path)
+    return real(path, **limits)
+verify.check_file = check
+verify.main()
+"""
+    paths = [tmp_path / f"copy{number}.h5" for number in range(5)]
+    for path in paths:
+        shutil.copy(packed / "run.h5", path)
+    as_stranger()
+    monkeypatch.setattr(verify, "_BOOT", script)
+    monkeypatch.setattr(verify, "_SECONDS", 3.0)
+    assert verify.examine(paths) == dict.fromkeys(paths)
+
+
 def hostile_copy(file: Path, target: Path) -> Path:
     """A copy with an external link, of the same times."""
     shutil.copy(file, target)
