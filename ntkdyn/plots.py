@@ -34,7 +34,8 @@ _LEGEND_LINE = 56
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette without its yellow, which is too pale for lines on white."""
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# One more than colors: the eighth line has the first color with another marker.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1)))
 GRAY = "#666666"
 

@@ -52,3 +52,19 @@ def test_a_report_names_the_data_set(images: Any, tmp_path: Path) -> None:
     assert not written.unavailable
     assert {"units-fashion-mnist.png", "units-cifar-10.png"} <= {file.name for file in written.files}
     assert "None" not in " ".join(written.sentences)
+
+
+def test_controls_that_one_task_lacks_are_left_out(synthetic: ModuleType) -> None:
+    whole = synthetic.sweep(seeds=2)
+    kept = {
+        name: one
+        for name, one in whole.runs.items()
+        if one.config["task"] == "sum10" or (one.config["mask"] == "learned" and one.config["budget"] == "total")
+    }
+    source = type(whole)("sweep", kept, whole.kinds, whole.parents)
+    controls = load_study("controls")
+    dataset = controls.measure(source)
+    said = controls.sentences({"sweep": dataset})
+    assert any(line.startswith("sum10, random") for line in said)
+    assert any(line.startswith("first, learned") for line in said)
+    assert not any(line.startswith("first, random") or "nan" in line for line in said)

@@ -124,10 +124,13 @@ class Controls:
                 for contrast in dataset["contrast"].values:
                     entry = one.sel(contrast=contrast)
                     mean, low, high = (float(entry[f"contrast_{name}"]) for name in ("mean", "low", "high"))
-                    n = int(entry["contrast_n"])
-                    if n < 1:
+                    n = entry["contrast_n"].item()
+                    # NaN: a contrast that only another task has.
+                    if not n >= 1:
                         continue
-                    interval = f"95 % interval {low:.1f} to {high:.1f}, n = {n}" if n > 1 else "one seed, no interval"
+                    interval = (
+                        f"95 % interval {low:.1f} to {high:.1f}, n = {n:.0f}" if n > 1 else "one seed, no interval"
+                    )
                     judged = words([float(entry[f"contrast_{name}"]) for name in NUMBERS])
                     lines.append(f"{task}, {contrast}: {mean:+.1f} points ({interval}{judged}).")
                 lines += _mismatch(one, str(task))
