@@ -186,6 +186,38 @@ def test_no_core_is_said_where_all_or_none_is_left(synthetic: ModuleType) -> Non
     assert "contradicted" not in text
 
 
+def test_core_network_says_whether_its_counts_came_to_rest(synthetic: ModuleType) -> None:
+    source = synthetic.core_network_sweep(tasks={"sum10": 20}, starts=((64, 3), (128, 3)))
+    assert "rest" not in " ".join(said("core-network", source)[1])
+    for run in source.runs.values():
+        if "units/active" in run.arrays:
+            final = run.arrays["units/active"][-1]
+            # Epochs 0, 4, 5 and 6 of a ramp of 6: three quarters are epoch 4.5.
+            run.arrays["units/step"] = np.array([0, 16, 20, 24])
+            run.arrays["units/active"] = np.stack([np.full(3, run.config["width"]), final, final, final])
+    assert "had come to rest in all 8 runs" in " ".join(said("core-network", source)[1])
+    moving = next(run for run in source.runs.values() if "units/active" in run.arrays)
+    moving.arrays["units/active"][1] += 3
+    dataset, sentences = said("core-network", source)
+    assert "in 1 of 8 runs the last quarter of the ramp still took more than 5 %" in " ".join(sentences)
+    assert float((dataset["active_before_the_end"] - dataset["active_at_the_end"]).max()) == 9
+
+
+def test_layers_without_a_pair_get_no_empty_panel(synthetic: ModuleType) -> None:
+    source = synthetic.layerwise_vs_channelwise_sweep()
+    study = load_study("layerwise-vs-channelwise")
+
+    def panels() -> int:
+        figure = plots.new_figure()
+        study.draw(figure, {"sweep": study.measure(source)})
+        return len(figure.axes)
+
+    assert panels() == 3
+    for run in source.runs.values():
+        run.config["strength"] = 16.0 if run.config["granularity"] == "layer" else 4.0
+    assert panels() == 4
+
+
 def test_core_network_needs_two_starts_and_their_units(synthetic: ModuleType) -> None:
     study = load_study("core-network")
     assert "began with one width and depth" in study.unavailable(synthetic.core_network_sweep(starts=((64, 3),)))

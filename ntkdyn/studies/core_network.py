@@ -38,6 +38,9 @@ NEEDED = ("width", "depth", "penalty_weight", "intervention", "napl", "active_un
 MIDDLE = (1 / 3, 2 / 3)
 """Relative depths between which the middle of a network lies."""
 
+AT_REST = (5.0, 1.0)
+"""A core is at rest where the last quarter of the ramp took at most so many percent of its units, or units."""
+
 
 class CoreNetwork:
     """Active units per layer, effective depth and width, for each starting width and depth."""
@@ -79,6 +82,7 @@ class CoreNetwork:
         shape = np.full((len(found), len(starts), layers, len(seeds)), np.nan)
         depth = np.full((len(found), len(starts), layers), np.nan)
         middle = np.full((len(found), len(starts), len(seeds)), np.nan)
+        late = np.full((2, len(found), len(starts), len(seeds)), np.nan)
         total = np.full((len(found), len(starts)), np.nan)
         diverged = np.zeros((len(found), len(starts), len(seeds)))
         for i, group in enumerate(found):
@@ -90,6 +94,8 @@ class CoreNetwork:
                 for values in outcomes.values():
                     values[i, j, diverged[i, j] > 0] = np.nan
                 total[i, j] = _total(source, rows)
+                for seed, both in _late_counts(source, rows, seeds).items():
+                    late[:, i, j, seeds.index(seed)] = both
                 for seed, counts in _shapes(source, rows, seeds).items():
                     shape[i, j, : counts.size, seeds.index(seed)] = counts
                     depth[i, j, : counts.size] = (np.arange(counts.size) + 0.5) / counts.size
@@ -117,6 +123,12 @@ class CoreNetwork:
                 "relative_depth": variable(("group", "start", "layer"), depth, "1", "relative depth of the layer"),
                 "middle_share": variable(
                     ("group", "start", "seed"), middle, "1", "share of active units in the middle third of the layers"
+                ),
+                "active_before_the_end": variable(
+                    ("group", "start", "seed"), late[0], "units", "active units three quarters through the ramp"
+                ),
+                "active_at_the_end": variable(
+                    ("group", "start", "seed"), late[1], "units", "active units at the end of the ramp"
                 ),
                 "by_construction": variable(
                     "group", constructed, "1", "active units per NAPL is the starting width in every run"
@@ -295,6 +307,23 @@ def _shapes(sweep: Sweep, rows: pd.DataFrame, seeds: list[int]) -> dict[int, NDA
     return found
 
 
+def _late_counts(sweep: Sweep, rows: pd.DataFrame, seeds: list[int]) -> dict[int, tuple[float, float]]:
+    """Active units three quarters through the ramp and at its end, by seed, of runs that recorded both."""
+    found = {}
+    for name, seed, accuracy in zip(rows["run"], rows["seed"], rows["test_accuracy"], strict=True):
+        run = sweep.runs[str(name)]
+        if int(seed) not in seeds or not np.isfinite(accuracy) or "units/active" not in run:
+            continue
+        length = float(run.config["ramp_epochs"])
+        end = float(run.config.get("start_epoch", 0)) + length
+        epochs = np.asarray(run.epochs("units"), dtype=np.float64)
+        active = np.asarray(run["units/active"], dtype=np.float64).reshape(len(epochs), -1).sum(1)
+        last = [np.flatnonzero(epochs <= epoch) for epoch in (end - length / 4, end)]
+        if all(len(places) for places in last) and last[0][-1] < last[1][-1] and epochs[last[0][-1]] >= end - length:
+            found[int(seed)] = float(active[last[0][-1]]), float(active[last[1][-1]])
+    return found
+
+
 def _total(sweep: Sweep, rows: pd.DataFrame) -> float:
     for name in rows["run"]:
         run = sweep.runs[str(name)]
@@ -336,6 +365,18 @@ def _remarks(one: xr.Dataset) -> list[str]:
         lines.append(
             "active units per NAPL is the starting width in every run, as in a plain network of one width it must be, "
             "and says nothing; over widths at most one of active units and NAPL can stay the same there."
+        )
+    before, after = (finite(one[f"active_{name}_the_end"].values) for name in ("before", "at"))
+    if len(before):
+        taken = before - after
+        percent = 100 * taken / np.maximum(before, 1)
+        moving = int(((percent > AT_REST[0]) & (taken > AT_REST[1])).sum())
+        took, bound = "the last quarter of the ramp", f"{AT_REST[0]:g} % of the units that were there"
+        lines.append(
+            f"in {moving} of {len(before)} runs {took} still took more than {bound} "
+            f"(at most {percent.max():.0f} %): these had not come to rest, and what is left of them is no core yet."
+            if moving
+            else f"the count had come to rest in all {len(before)} runs: {took} took at most {bound}, or one unit."
         )
     active, total = one["active_units"].values, one["total"].values
     dead = int((active == 0).sum())

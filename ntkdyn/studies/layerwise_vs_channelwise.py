@@ -189,12 +189,15 @@ class LayerwiseVsChannelwise:
         return tables
 
     def draw(self, figure: Figure, datasets: Datasets, /) -> None:
-        """Draw accuracy against share and against path length, and the gap, three panels a group."""
+        """Draw accuracy against share and against path length, and the gap where there are pairs."""
         dataset = next(iter(datasets.values()))
         names = list(dataset["group"].values)
-        axes = plots.panels(figure, 3 * len(names), height=1.6)
-        for place, group in enumerate(names):
-            above, middle, below = axes[3 * place : 3 * place + 3]
+        paired = [
+            bool(np.isfinite(dataset["gap_mean"].sel(group=group, matched="share").values).any()) for group in names
+        ]
+        axes = iter(plots.panels(figure, 2 * len(names) + sum(paired), height=1.6))
+        for group, has_gap in zip(names, paired, strict=True):
+            above, middle = next(axes), next(axes)
             for index, (granularity, text) in enumerate(GRANULARITIES.items()):
                 one = dataset.sel(group=group, granularity=granularity)
                 for ax, name in ((above, "active_share"), (middle, "napl")):
@@ -213,6 +216,12 @@ class LayerwiseVsChannelwise:
                     plots.draw_reference(level, ax=ax, label="dense network")
                 ax.set_ylabel("test accuracy (%)")
                 plots.within(ax, 0, 100)
+            above.set_title(f"task: {group}", loc="left")
+            above.set_xlabel("active share of the units (1)")
+            middle.set_xlabel("NAPL (active units per path)")
+            if not has_gap:
+                continue
+            below = next(axes)
             gap = dataset.sel(group=group, matched="share")
             plots.draw_intervals(
                 dataset["remaining"].values,
@@ -223,9 +232,6 @@ class LayerwiseVsChannelwise:
             )
             below.axhline(0, color=plots.GRAY, linewidth=0.8)
             below.set_ylabel("difference\n(percentage points)")
-            above.set_title(f"task: {group}", loc="left")
-            above.set_xlabel("active share of the units (1)")
-            middle.set_xlabel("NAPL (active units per path)")
             below.set_xlabel("active share of the units, as planned (1)")
         plots.finish(figure)
 
