@@ -20,6 +20,7 @@ from ..linearization import SlopeReplay, random_mask, survivor_mask
 from .advantage_config import AdvantageConfig
 from .arm import OF_EVERY_ARM, Begin, arm_stages, linearizer, mask_ramp
 from .before import Intervention
+from .settings import DataSettings
 from .training import DataExperiment, Training, restore
 from .training_data import steps_per_epoch
 
@@ -46,6 +47,11 @@ class NonlinearAdvantage(DataExperiment):
             # Once for mask or slope path, and then from the start.
             return whole + config.ramp_epochs * per_epoch
         return whole if origin is None else whole - origin[1]
+
+    def trains_together(self, config: DataSettings) -> bool:
+        """Whether the network is a chain that Adam trains on the CPU, by no objective of its own."""
+        own = {"scale_before": 1.0, "train_before": "all", "anchor_before": 0.0}
+        return super().trains_together(config) and all(getattr(config, name, one) == one for name, one in own.items())
 
     def stages(
         self, config: AdvantageConfig, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None

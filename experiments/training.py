@@ -202,7 +202,7 @@ class DataExperiment(StagedExperiment):
     """Base of the experiments on one of the data sets with one of the networks."""
 
     def trains_together(self, config: DataSettings) -> bool:
-        """Whether the network is a chain."""
+        """Whether the network is a chain that Adam trains on the CPU."""
         return config.network == "mlp" and config.optimizer == "adam" and config.device == "cpu"
 
 

@@ -25,6 +25,8 @@ _OF_A_GATE = ("slope", "frozen")
 _threshold_backward = _aten.threshold_backward.default
 _nll_loss_forward, _nll_loss_backward = _aten.nll_loss_forward.default, _aten.nll_loss_backward.default
 _log_softmax_backward = _aten._log_softmax_backward_data.default
+# Numbers that begin where a line of the cache does; also what fills whole registers.
+WHOLE_LINES = 64
 # Arguments of nll_loss as cross_entropy gives them: no weights of classes, the mean, the target that is left out.
 _MEAN, _IGNORED = 1, -100
 
@@ -118,11 +120,6 @@ class Chain:
         return value, lambda: _send_back(self.layers, gradient(), seen)
 
     @property
-    def learns(self) -> tuple[bool, ...]:
-        """Which layers ask for gradients."""
-        return tuple(one.learns for one in self.layers)
-
-    @property
     def tensors(self) -> list[list[Tensor | None]]:
         """Weight and bias, or slope and frozen, of each layer."""
         return [[one.weight, one.bias] if isinstance(one, _Linear) else [one.slope, one.frozen] for one in self.layers]
@@ -172,9 +169,12 @@ class StackedChain:
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """The tensors as one, of which they become parts."""
-    stack = torch.stack([one.detach() for one in tensors])
+    """The tensors as one, of which they become parts, each aligned as a tensor of its own is."""
+    count = tensors[0].numel()
+    stack = tensors[0].detach().new_empty(len(tensors), -(-count // WHOLE_LINES) * WHOLE_LINES)[:, :count]
+    stack = stack.view(len(tensors), *tensors[0].shape)
     for tensor, part in zip(tensors, stack, strict=True):
+        part.copy_(tensor.detach())
         tensor.data = part
     return stack
 

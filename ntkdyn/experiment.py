@@ -13,9 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel
@@ -29,8 +28,6 @@ from .recorder.state import initial_state
 from .schedule import log_spaced
 from .store.manifest import read_manifest, refuse_differences
 from .trial import Trial, TrialEnded
-
-_P = ParamSpec("_P")
 
 DEFAULT_PROBES = ("ntk", "gates", "units", "path-length", "outputs")
 
@@ -83,7 +80,13 @@ def finish(stages: Stages) -> Mapping[str, float]:
 
 
 class StagedExperiment(ABC):
-    """Base of experiments whose runs are stages: those of several seeds may be trained together."""
+    """Base of experiments whose runs are stages: those of several seeds may be trained together.
+
+    Between two stages, and in every step, torch's generator and the file of warnings are the run's own. Other global
+    states, such as the generators of numpy and random, are shared.
+    """
+
+    Config: type[Any]
 
     @abstractmethod
     def stages(self, config: Any, *, seed: int, recorder: RecorderFactory, start: Checkpoint | None = None) -> Stages:
@@ -92,7 +95,8 @@ class StagedExperiment(ABC):
     def trains_together(self, config: Any) -> bool:
         """Whether it pays to train the seeds of a configuration as one, which gives each the numbers it has alone.
 
-        It does for a chain of small linear layers and gates with Adam on the CPU; other networks only take memory.
+        It does for a chain of small linear layers and gates with Adam on the CPU; other networks only take memory. What
+        is called after a step finds no gradients of the weights then.
         """
         return False
 
@@ -101,6 +105,13 @@ class StagedExperiment(ABC):
     ) -> Mapping[str, float]:
         """Train, record with a recorder of the factory, and return the results."""
         return finish(self.stages(config, seed=seed, recorder=recorder, start=start))
+
+
+def staged_experiment(experiment: Any) -> StagedExperiment | None:
+    """The experiment, if its ``run`` is nothing but its stages."""
+    if isinstance(experiment, StagedExperiment) and type(experiment).run is StagedExperiment.run:
+        return experiment
+    return None
 
 
 @dataclass
@@ -256,9 +267,9 @@ def run_stages(
     status = "failed"
     try:
         with torch.random.fork_rng():
-            if isinstance(experiment, StagedExperiment):
-                stages = experiment.stages(config, seed=seed, recorder=factory, start=start)
-                results = dict((yield from stages))
+            staged = staged_experiment(experiment)
+            if staged is not None:
+                results = dict((yield from staged.stages(config, seed=seed, recorder=factory, start=start)))
             else:
                 results = dict(experiment.run(config, seed=seed, recorder=factory, start=start))
         if not factory.recorders:
@@ -273,16 +284,9 @@ def run_stages(
     return results
 
 
-def _at_once(make: Callable[_P, Stages]) -> Callable[_P, Mapping[str, float]]:
-    @wraps(make)
-    def run(*arguments: _P.args, **options: _P.kwargs) -> Mapping[str, float]:
-        return finish(make(*arguments, **options))
-
-    return run
-
-
-run_experiment = _at_once(run_stages)
-"""Do one complete run on disk and return its results; arguments and errors are those of ``run_stages``."""
+def run_experiment(*arguments: Any, **options: Any) -> Mapping[str, float]:
+    """Do one complete run on disk and return its results; arguments and errors are those of ``run_stages``."""
+    return finish(run_stages(*arguments, **options))
 
 
 def try_run(

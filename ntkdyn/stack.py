@@ -14,13 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .chain import Chain, StackedChain
+from .chain import WHOLE_LINES, Chain, StackedChain
 from .experiment import Stage
 from .training_loop import TrainingLoop
 
-# Loops over numbers treat the last few, which do not fill a register, otherwise: parameters whose number is no multiple
-# of this would not be updated by the same operations in a stack.
-_WHOLE_REGISTERS = 64
 _AVERAGES = ("exp_avg", "exp_avg_sq")
 
 
@@ -37,6 +34,9 @@ def _rule(stage: Stage) -> Hashable:
         return None
     groups = stage.optimizer.param_groups
     if type(stage.optimizer) is not torch.optim.Adam or len(groups) > 1 or not groups[0]["fused"]:
+        return None
+    # Before a step somebody looks at gradients, which the optimizer does not have then.
+    if stage.optimizer._optimizer_step_pre_hooks:
         return None
     options = repr(sorted(_options(groups[0]).items()))
     return stage.batch_size, stage.steps_per_epoch, stage.first_step, stage.last_step, stage.loss, options
@@ -56,13 +56,17 @@ class Stack:
     def __init__(self, loops: Sequence[TrainingLoop]) -> None:
         self._loops = list(loops)
         self._chains = _chains(loops)
-        self._learns = self._chains[0].learns
-        self._tensors = [chain.tensors for chain in self._chains]
+        self._tensors = [_flat(chain.tensors) for chain in self._chains]
+        self._learn = [one.requires_grad for one in self._tensors[0]]
         self._stacked = StackedChain(self._chains)
+        self._places = [one.data_ptr() for tensors in self._tensors for one in tensors]
+        self._options = _options(loops[0].optimizer.param_groups[0])
         stepped = {id(one) for loop in loops for one in _parameters(loop)}
         weights = [(stack, parts) for stack, parts in self._stacked.weights if id(parts[0]) in stepped]
-        self._large = [(stack, parts) for stack, parts in weights if parts[0].numel() % _WHOLE_REGISTERS == 0]
-        self._small = [(stack, parts) for stack, parts in weights if parts[0].numel() % _WHOLE_REGISTERS]
+        # Loops over numbers treat the last few, which fill no register, otherwise; in a stack these would be others.
+        self._large = [(stack, parts) for stack, parts in weights if parts[0].numel() % WHOLE_LINES == 0]
+        self._small = [(stack, parts) for stack, parts in weights if parts[0].numel() % WHOLE_LINES]
+        self._stack_of = {part: stack for stack, parts in self._large for part in parts}
         small = [part for _, parts in self._small for part in parts]
         self._adam = _adam(loops[0], [*(stack for stack, _ in self._large), *small])
         for stack, parts in self._large:
@@ -70,10 +74,11 @@ class Stack:
             if states[0]:
                 averages = {name: torch.stack([state[name] for state in states]) for name in _AVERAGES}
                 self._adam.state[stack] = {"step": states[0]["step"].clone(), **averages}
-        for _, parts in self._small:
-            for loop, part in zip(loops, parts, strict=True):
-                if part in loop.optimizer.state:
+        for loop in loops:
+            for part in _parameters(loop):
+                if part in loop.optimizer.state and part not in self._stack_of:
                     self._adam.state[part] = loop.optimizer.state[part]
+        self._shared: dict[Tensor, Any] = {}
         self._share_averages()
 
     @classmethod
@@ -82,26 +87,33 @@ class Stack:
         if len(set(map(_shape, loops, batches))) > 1 or len(_chains(loops)) < len(loops):
             return None
         stack = cls(loops)
-        if stack._large and stack._keeps_every_bit(batches):
-            return stack
-        stack.part()
-        return None
+        same = False
+        try:
+            same = bool(stack._large) and stack._keeps_every_bit(batches)
+        finally:
+            if not same:
+                stack.part()
+        return stack if same else None
 
     def holds(self, loops: Sequence[TrainingLoop]) -> bool:
-        """Whether the loops still have the tensors, states and rate of the stack, and the same tensors learn."""
+        """Whether the loops still have the tensors, states and options of the stack, and the same tensors learn."""
         chains = _chains(loops)
-        if len(chains) < len(loops) or any(chain.learns != self._learns for chain in chains):
+        if len(chains) < len(loops):
             return False
         if any(one is not other for one, other in zip(chains, self._chains, strict=True)):
             # A new epoch.
-            if not all(map(_same, [chain.tensors for chain in chains], self._tensors)):
+            if not all(map(_same, [_flat(chain.tensors) for chain in chains], self._tensors)):
                 return False
             self._chains = chains
-        (stack, parts), rate = self._large[0], _rate(loops[0])
-        averaged = stack in self._adam.state
-        return all(
-            (part in loop.optimizer.state) == averaged and _rate(loop) == rate
-            for loop, part in zip(loops, parts, strict=True)
+        rate = _rate(loops[0])
+        return (
+            all([one.requires_grad for one in tensors] == self._learn for tensors in self._tensors)
+            and [one.data_ptr() for tensors in self._tensors for one in tensors] == self._places
+            and all(_rate(loop) == rate for loop in loops)
+            and all(_options(loop.optimizer.param_groups[0]) == self._options for loop in loops)
+            and all(
+                loop.optimizer.state.get(part) is self._shared.get(part) for loop in loops for part in _parameters(loop)
+            )
         )
 
     def losses(self, batches: Sequence[tuple[Any, Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
@@ -116,12 +128,12 @@ class Stack:
         for stack, parts in self._small:
             for number, part in enumerate(parts):
                 part.grad = _part(stack.grad, number)
-        first = not self._adam.state
+        known = len(self._adam.state)
         self._adam.step()
         for _, parts in self._small:
             for part in parts:
                 part.grad = None
-        if first:
+        if len(self._adam.state) > known:
             self._share_averages()
 
     def part(self) -> None:
@@ -134,19 +146,20 @@ class Stack:
                     loop.optimizer.state[part] = {name: value.clone() for name, value in state.items()}
 
     def _share_averages(self) -> None:
-        for stack, parts in self._large:
-            state = self._adam.state.get(stack)
-            if state:
-                for number, (loop, part) in enumerate(zip(self._loops, parts, strict=True)):
-                    averages = {name: state[name][number] for name in _AVERAGES}
-                    loop.optimizer.state[part] = {"step": state["step"], **averages}
-        for _, parts in self._small:
-            for loop, part in zip(self._loops, parts, strict=True):
-                if part in self._adam.state:
-                    loop.optimizer.state[part] = self._adam.state[part]
+        # In the order in which the optimizer of a loop would make them, which is that of its checkpoint.
+        for number, loop in enumerate(self._loops):
+            for part in _parameters(loop):
+                state = self._adam.state.get(self._stack_of.get(part, part))
+                if state and part in self._stack_of:
+                    state = {"step": state["step"], **{name: state[name][number] for name in _AVERAGES}}
+                if state:
+                    loop.optimizer.state[part] = self._shared[part] = state
 
     def _keeps_every_bit(self, batches: Sequence[tuple[Any, Tensor]]) -> bool:
-        """Whether losses, gradients and one step of Adam are those that each chain has by itself; nothing is moved."""
+        """Whether losses, gradients and one step of Adam are those that each chain has by itself; nothing is moved.
+
+        Of operations that depend on nothing but shapes and places, one step stands for the others.
+        """
         self._forget_gradients()
         losses, send_back = self.losses(batches)
         send_back()
@@ -154,7 +167,7 @@ class Stack:
         _step_of_copies(self._loops[0], stacks, [self._adam.state.get(stack) for stack, _ in self._large])
         same = True
         for number, (loop, chain, batch) in enumerate(zip(self._loops, self._chains, batches, strict=True)):
-            slopes = [slope for slope in _flat(chain.tensors) if slope.grad is not None]
+            slopes = [slope for slope in self._tensors[number] if slope.grad is not None]
             of_slopes = [slope.grad for slope in slopes]
             value, send_back = chain.loss(*batch, loop.loss)
             send_back()
@@ -170,7 +183,7 @@ class Stack:
         return same
 
     def _forget_gradients(self) -> None:
-        for tensor in (one for tensors in self._tensors for one in _flat(tensors)):
+        for tensor in (one for tensors in self._tensors for one in tensors):
             tensor.grad = None
 
 
@@ -199,7 +212,7 @@ def _shape(loop: TrainingLoop, batch: tuple[Any, Tensor]) -> Hashable:
         None if (state := loop.optimizer.state.get(one)) is None else float(state["step"]) for one in _parameters(loop)
     ]
     inputs, targets = batch
-    return repr((layers, loop.chain.learns, steps, _rate(loop), inputs.shape, targets.shape, targets.dtype))
+    return repr((layers, steps, _rate(loop), inputs.shape, targets.shape, targets.dtype))
 
 
 def _adam(loop: TrainingLoop, parameters: Sequence[Tensor]) -> torch.optim.Adam:
@@ -233,9 +246,8 @@ def _flat(layers: Sequence[Sequence[Tensor | None]]) -> list[Tensor]:
     return [tensor for layer in layers for tensor in layer if tensor is not None]
 
 
-def _same(one: Sequence[Sequence[Tensor | None]], other: Sequence[Sequence[Tensor | None]]) -> bool:
-    first, second = _flat(one), _flat(other)
-    return len(first) == len(second) and all(map(operator.is_, first, second))
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _same_bits(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, suppress
+from functools import partial
+from types import FrameType, TracebackType
 from typing import Any, TextIO, cast
 
 import torch
@@ -25,7 +27,7 @@ class _Member:
         self._said = said
         self._random = torch.get_rng_state()
         self.stage: Stage | None = None
-        self.batch: tuple[Any, Tensor] = (None, torch.empty(0))
+        self.batch: tuple[Any, Tensor] | None = None
         self.failure: BaseException | None = None
         self.outcome: Mapping[str, float] | Exception = {}
 
@@ -68,17 +70,17 @@ class _Member:
             except Exception as error:
                 self.stage, self.outcome = None, error
 
-    def told(self) -> None:
-        """Take note of a step that the stack has taken, and draw the next batch."""
+    def draw(self) -> None:
+        """Draw the batch of the next step, if there is one."""
         with self.trying():
-            self.loop.apply()
-            if self.loop.step < self.loop.last_step:
-                self.batch = self.loop.batch()
+            self.batch = self.loop.batch() if self.loop.step < self.loop.last_step else None
 
-    def close(self) -> None:
-        """Leave the stages that are not done."""
-        with self.turn():
-            self._stages.close()
+    def leave(self, interruption: BaseException | None) -> None:
+        """Tell stages that are not done what interrupts them."""
+        if self.stage is None:
+            return
+        with self.turn(), suppress(BaseException):
+            self._stages.throw(self.failure or interruption or GeneratorExit())
 
 
 def finish_together(runs: Sequence[tuple[Stages, TextIO]]) -> list[Mapping[str, float] | Exception]:
@@ -90,6 +92,7 @@ def finish_together(runs: Sequence[tuple[Stages, TextIO]]) -> list[Mapping[str, 
     """
     random = torch.get_rng_state()
     members = [_Member(stages, said) for stages, said in runs]
+    interruption: BaseException | None = None
     try:
         for member in members:
             member.go_on()
@@ -102,59 +105,72 @@ def finish_together(runs: Sequence[tuple[Stages, TextIO]]) -> list[Mapping[str, 
                 here[0][0].do(here[0][1])
             for member, _ in here:
                 member.go_on()
+    except BaseException as error:
+        interruption = error
+        raise
     finally:
         for member in members:
-            member.close()
+            member.leave(interruption)
         torch.set_rng_state(random)
     return [member.outcome for member in members]
 
 
 def _train(members: Sequence[_Member]) -> None:
     """Train all loops from begin to end."""
-    begun = []
-    interruption: BaseException | None = None
-    try:
+    with _handlers_of_before() as handlers, ExitStack() as contexts:
+        begun = []
         for member in members:
             context = member.loop.begun()
             with member.trying():
                 context.__enter__()
-                begun.append((member, context))
-        _advance([member for member, _ in begun])
-    except BaseException as error:
-        interruption = error
-        raise
-    finally:
-        # The last one first: each has put its handlers of signals over those of the one before.
-        for member, context in reversed(begun):
-            failure = interruption or member.failure
-            with member.trying():
-                if failure is None:
-                    context.__exit__(None, None, None)
-                else:
-                    context.__exit__(type(failure), failure, failure.__traceback__)
+                # The last one is left first: each has put its handlers of signals over those of the one before.
+                contexts.push(partial(_leave, member, context))
+                begun.append(member)
+        with handlers():
+            _advance(begun)
+
+
+def _leave(
+    member: _Member,
+    context: AbstractContextManager[None],
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+) -> None:
+    failure = member.failure or error
+    with member.trying():
+        if failure is None:
+            context.__exit__(None, None, None)
+        else:
+            context.__exit__(type(failure), failure, failure.__traceback__)
 
 
 def _advance(members: Sequence[_Member]) -> None:
     """Take all steps: together as long as that can be, then one after the other."""
     present = list(members)
     stack: Stack | None = None
-    for member in present:
-        with member.trying():
-            member.batch = member.loop.batch()
     try:
         while True:
+            for member in present:
+                if member.batch is None:
+                    member.draw()
             remaining = [member for member in present if member.failure is None]
-            loops, batches = [member.loop for member in remaining], [member.batch for member in remaining]
+            loops = [member.loop for member in remaining]
             if stack is not None and (len(remaining) < len(present) or not stack.holds(loops)):
                 stack.part()
                 stack = None
             present = remaining
-            if len(present) < 2 or loops[0].step == loops[0].last_step:
+            batches = [member.batch for member in present if member.batch is not None]
+            if len(present) < 2 or len(batches) < len(present):
                 break
-            stack = stack or Stack.of(loops, batches)
-            if stack is None:
+            try:
+                stack = stack or Stack.of(loops, batches)
+                if stack is None:
+                    break
+                losses, send_back = stack.losses(batches)
+            except Exception:
+                # Each meets by itself what is wrong with its batch or its loss.
                 break
-            losses, send_back = stack.losses(batches)
             for member, loss in zip(present, losses, strict=True):
                 try:
                     member.loop.check(loss.item())
@@ -165,14 +181,48 @@ def _advance(members: Sequence[_Member]) -> None:
                 with _undisturbed():
                     stack.step(send_back)
                     for member in present:
-                        member.told()
+                        member.batch = None
+                        with member.trying():
+                            member.loop.apply()
     finally:
         if stack is not None:
             stack.part()
     for member in present:
         with member.trying():
             while member.loop.step < member.loop.last_step:
-                member.loop.advance()
+                member.loop.advance(member.batch)
+                member.batch = None
+
+
+@contextmanager
+def _handlers_of_before() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """What puts the handlers that signals have here in the place of those that come later.
+
+    A recorder keeps a signal until a step of its own network is done, and for good where that step has failed.
+    """
+    # Python takes handlers of its main thread alone.
+    here = threading.current_thread() is threading.main_thread()
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)} if here else {}
+
+    @contextmanager
+    def put_back() -> Iterator[None]:
+        later = {
+            one: signal.signal(one, _end if one == signal.SIGTERM and handler is signal.SIG_DFL else handler)
+            for one, handler in before.items()
+            if handler is not None
+        }
+        try:
+            yield
+        finally:
+            for one, handler in later.items():
+                signal.signal(one, handler)
+
+    yield put_back
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    # So that what is open is closed.
+    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -123,9 +123,9 @@ class TrainingLoop:
             yield
             self._bar.update(self.last_step - self._bar.n)
 
-    def advance(self) -> None:
-        """Take one step.  Raises: DivergedTraining."""
-        inputs, targets = self.batch()
+    def advance(self, batch: tuple[Any, Tensor] | None = None) -> None:
+        """Take one step, with the batch that has been drawn for it, if any.  Raises: DivergedTraining."""
+        inputs, targets = batch or self.batch()
         self.optimizer.zero_grad()
         backward: Callable[[], Any]
         if self.chain is not None:

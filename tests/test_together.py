@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ntkdyn import stack
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import DivergedTraining
-from ntkdyn.experiment import Stages, finish
+from ntkdyn.experiment import Stages, finish, run_experiment
 from ntkdyn.experiments.advantage_config import AdvantageConfig
 from ntkdyn.experiments.networks import GatedMLP
 from ntkdyn.experiments.nonlinear_advantage import NonlinearAdvantage
@@ -26,6 +27,7 @@ from ntkdyn.experiments.translation import Translation
 from ntkdyn.experiments.translation_config import TranslationConfig
 from ntkdyn.gates import gates, learn_slopes, weights
 from ntkdyn.recorder import Recorder
+from ntkdyn.schedule import every
 from ntkdyn.sweep import make_plan, run_sweep, running
 from ntkdyn.together import finish_together
 from ntkdyn.training_loop import TrainingLoop, adam
@@ -134,7 +136,7 @@ def together(seeds: list[Seed]) -> tuple[list[Any], list[str]]:
     return outcomes, [text.getvalue() for text in said]
 
 
-@pytest.mark.parametrize("width", [16, 5, 64])
+@pytest.mark.parametrize("width", [16, 5, 24, 64])
 def test_every_bit_is_that_of_a_training_alone(stacked: list[int], width: int) -> None:
     found = [Seed(seed, width=width) for seed in range(4)]
     torch.manual_seed(77)
@@ -166,6 +168,96 @@ def test_one_that_diverges_does_not_touch_the_others(stacked: list[int]) -> None
         finish(alone.stages())
         assert_same(found[number], alone)
     assert stacked == [3] * 9 + [2] * (STEPS - 9)
+
+
+def test_what_is_wrong_with_one_batch_stays_with_it(stacked: list[int]) -> None:
+    def spoiled(seed: Seed) -> Seed:
+        epoch = seed.epoch
+
+        def other(number: int) -> Dataset:
+            data = epoch(number)
+            if number == 2:
+                data.targets[9] = 99
+            return data
+
+        seed.epoch = other  # type: ignore[method-assign]
+        return seed
+
+    found = [Seed(0), spoiled(Seed(1)), Seed(2)]
+    outcomes, _ = together(found)
+    assert isinstance(outcomes[1], IndexError)
+    assert len(stacked) == 9
+    for number in (0, 2):
+        alone = Seed(number)
+        finish(alone.stages())
+        assert_same(found[number], alone)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda seed: seed.model.linear2.weight.requires_grad_(False),
+        lambda seed: seed.optimizer.param_groups[0].update(weight_decay=0.1),
+        lambda seed: seed.optimizer.load_state_dict(seed.optimizer.state_dict()),
+        lambda seed: setattr(seed.model.linear2.weight, "data", seed.model.linear2.weight.data.clone()),
+        lambda seed: seed.optimizer.state.pop(seed.model.linear2.weight),
+        lambda seed: seed.model.linear1.weight.requires_grad_(seed.optimizer.param_groups[0]["lr"] < 2e-3),
+    ],
+    ids=["a weight rests", "weight decay", "a state is loaded", "other data", "one state is gone", "a weight wakes"],
+)
+@pytest.mark.parametrize("of_all", [True, False])
+def test_what_changes_on_the_way(change: Callable[[Seed], Any], of_all: bool) -> None:
+    """Whatever is done to weights and optimizer after a step, to one or to all: as it is alone."""
+
+    def changed(number: int) -> Seed:
+        def after(step: int) -> None:
+            if step in (4, 7) and (of_all or number == 1):
+                change(seed)
+
+        seed = Seed(number, after=after)
+        return seed
+
+    found = [changed(number) for number in range(3)]
+    outcomes, _ = together(found)
+    assert not any(isinstance(one, Exception) for one in outcomes)
+    for one in found:
+        alone = changed(one.seed)
+        finish(alone.stages())
+        assert_same(one, alone)
+
+
+def test_who_looks_before_the_step_sees_gradients(stacked: list[int]) -> None:
+    def clipped(number: int) -> Seed:
+        seed = Seed(number)
+        seed.optimizer.register_step_pre_hook(
+            lambda *_: torch.nn.utils.clip_grad_norm_(weights(seed.model).values(), 0.1) and None
+        )
+        return seed
+
+    found, alone = [clipped(0), clipped(1)], [clipped(0), clipped(1)]
+    together(found)
+    assert not stacked
+    for one, other in zip(found, alone, strict=True):
+        finish(other.stages())
+        assert_same(one, other)
+
+
+def test_a_training_that_is_done_draws_no_batch() -> None:
+    drawn = []
+
+    def done(number: int) -> Seed:
+        seed = _changed(Seed(number), "first_step", STEPS)
+        seed.epoch = drawn.append  # type: ignore[assignment]
+        return seed
+
+    def stages(seed: Seed) -> Stages:
+        loop = seed.loop()
+        loop.step = STEPS
+        yield loop
+        return {}
+
+    assert finish_together([(stages(done(one)), io.StringIO()) for one in range(2)]) == [{}, {}]
+    assert not drawn
 
 
 def test_one_that_raises_does_not_touch_the_others() -> None:
@@ -271,6 +363,76 @@ def test_an_interruption_finds_all_at_one_step(tmp_path: Path) -> None:
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_a_divergence_is_not_lost(tmp_path: Path, number: signal.Signals) -> None:
+    def stops(step: int) -> None:
+        if step == 6:
+            os.kill(os.getpid(), number)
+
+    def diverges(step: int) -> None:
+        if step == 4:
+            raise DivergedTraining("after the step")
+
+    seeds = [Seed(0, after=diverges), Seed(1, after=stops), Seed(2)]
+    recorders = [
+        Recorder(one.model, ["units"], one.epoch(0)[:4], path=tmp_path / str(one.seed), schedule=lambda step: False)
+        for one in seeds
+    ]
+    told: list[str] = []
+
+    def stages(seed: Seed, recorder: Recorder) -> Stages:
+        loop = seed.loop()
+        loop.recorder = recorder
+        try:
+            yield loop
+        except BaseException as error:
+            told.append(type(error).__name__)
+            raise
+        return {}
+
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+    try:
+        with pytest.raises(expected):
+            finish_together([(stages(*pair), io.StringIO()) for pair in zip(seeds, recorders, strict=True)])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) == before[1]
+    finally:
+        for one, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(one, handler)
+    assert told == ["DivergedTraining", expected.__name__, expected.__name__]
+    assert [recorder.step for recorder in recorders] == [3, 6, 6]
+    status = [json.loads((tmp_path / str(one) / "run.json").read_text())["status"] for one in (1, 2)]
+    assert status == ["interrupted", "interrupted"]
+
+
+def test_an_experiment_with_a_run_of_its_own_keeps_it(tmp_path: Path) -> None:
+    class Own(NonlinearAdvantage):
+        def run(self, *arguments: Any, **options: Any) -> Any:
+            return {**super().run(*arguments, **options), "own": 1.0}
+
+    (tmp_path / "plan.toml").write_text(PLAN)
+    plan = make_plan("nonlinear-advantage", file=tmp_path / "plan.toml")
+    config = AdvantageConfig.model_validate(plan.runs[0].config)
+    assert running._together(Own(), plan.runs, 1) == [plan.runs[0]]
+    results = run_experiment(Own(), config, seed=0, path=tmp_path / "run", probes=["units"], schedule=every(1000))
+    assert results["own"] == 1.0
+
+
+def test_what_a_configuration_says_is_said_in_the_run(tmp_path: Path) -> None:
+    text = PLAN.replace("latest_start = 2", "latest_start = 4").replace("start_epoch = [2]", "start_epoch = [4]", 1)
+    (tmp_path / "plan.toml").write_text(text)
+    code = (
+        "import sys; from pathlib import Path; from ntkdyn.sweep import make_plan, run_sweep\n"
+        "here = Path(sys.argv[1])\n"
+        "run_sweep(make_plan('nonlinear-advantage', file=here / 'plan.toml', seeds=2), here / 'sweep', jobs=1)"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, tmp_path], check=True, capture_output=True)
+    logs = [file.read_text() for file in (tmp_path / "sweep" / "arms").glob("*/*/log.txt")]
+    assert any("has no time to recover" in text for text in logs)
+
+
 def test_stages_are_told_what_a_training_raised() -> None:
     class Fails:
         def run(self) -> None:
@@ -338,9 +500,12 @@ def test_a_sweep_has_the_bits_of_runs_alone(
         )
         assert str(found["results"]) == str(expected["results"])
         assert found["final_weights_sha256"] == expected["final_weights_sha256"]
-        for file in (tmp_path / "alone" / run.run / "checkpoints").glob("*/tensors.safetensors"):
-            other = tmp_path / "together" / file.relative_to(tmp_path / "alone")
-            assert file.read_bytes() == other.read_bytes()
+        for folder in (tmp_path / "alone" / run.run / "checkpoints").glob("*"):
+            other = tmp_path / "together" / folder.relative_to(tmp_path / "alone")
+            assert (folder / "tensors.safetensors").read_bytes() == (other / "tensors.safetensors").read_bytes()
+            # As texts: the order counts too.
+            one, two = (json.loads((place / "checkpoint.json").read_text()) for place in (folder, other))
+            assert all(json.dumps(one[part]) == json.dumps(two[part]) for part in ("model", "optimizer"))
 
 
 def test_seeds_leave_no_worker_idle(tmp_path: Path) -> None:
@@ -354,6 +519,9 @@ def test_seeds_leave_no_worker_idle(tmp_path: Path) -> None:
     assert [run.seed for run in running._together(experiment, one, 8)] == [0]
     assert not experiment.trains_together(AdvantageConfig(network="resnet"))
     assert not experiment.trains_together(AdvantageConfig(optimizer="sgd"))
+    assert not experiment.trains_together(AdvantageConfig(start_epoch=2, train_before="readout"))
+    many = make_plan("nonlinear-advantage", file=tmp_path / "plan.toml", seeds=12).runs
+    assert [run.seed for run in running._together(experiment, many, 1)] == [0, 1, 2, 3, 4, 5]
     assert not Translation().trains_together(TranslationConfig())
 
 

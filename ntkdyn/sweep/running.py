@@ -6,9 +6,10 @@ import io
 import multiprocessing
 import os
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -20,7 +21,7 @@ from .. import schedule as schedules
 from ..checkpoint import Checkpoint, load
 from ..configuration import configure
 from ..errors import ConfigurationError, NtkdynError
-from ..experiment import Experiment, StagedExperiment, Stages, run_stages
+from ..experiment import Experiment, Stages, run_stages, staged_experiment
 from ..plugins import load_experiment, load_probe
 from ..progress import progress_bar
 from ..store.files import publish
@@ -33,6 +34,8 @@ from .sources import sources_of, warn_of_changes
 
 # Seconds; a run that was cut off begins anew, so that single snapshots need not survive it.
 _COMMIT_EVERY = 10.0
+# More at once take memory, and hardly less time each.
+_MOST_TOGETHER = 8
 # Of the runs of this process, which differ in seeds and settings; hundreds of them need not check one network anew.
 _checked_kernels: set[Hashable] = set()
 
@@ -214,13 +217,15 @@ def _start(run: PlannedRun, out: Path) -> Checkpoint | None:
 
 def _together(experiment: Experiment, ready: Sequence[PlannedRun], workers: int) -> list[PlannedRun]:
     """The first run, and what is trained with it: other seeds of its configuration, as many as leave no worker idle."""
-    first = ready[0]
-    if not isinstance(experiment, StagedExperiment) or not experiment.trains_together(
-        configure(experiment.Config, first.config)
-    ):
-        return [first]
-    share = -(-len(ready) // workers)
-    return [run for run in ready if run.config == first.config and run.kind == first.kind][:share]
+    first, staged = ready[0], staged_experiment(experiment)
+    # What the configuration has to say it says in the run, and of all that is wrong with it.
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        if staged is not None and staged.trains_together(configure(staged.Config, first.config)):
+            same = [run for run in ready if run.config == first.config and run.kind == first.kind]
+            groups = -(-len(same) // _MOST_TOGETHER)
+            return same[: min(-(-len(ready) // workers), -(-len(same) // groups))]
+    return [first]
 
 
 def _work(experiment: str, runs: Sequence[PlannedRun], out: str, command: str, plan: str) -> list[str | None]:
