@@ -50,6 +50,8 @@ class PrimaryComparison:
     @property
     def unit(self) -> str:
         """Unit of margin and deviation in words; "" for the measure's own."""
+        if self.measure.endswith("bleu"):
+            return "BLEU"
         return "accuracy points" if self.measure.endswith("accuracy") else ""
 
     def __str__(self) -> str:

@@ -82,6 +82,8 @@ def test_the_primary_comparison_names_two_arms(tmp_path: Path) -> None:
         }  # fmt: skip
     assert plan.primary.margin == 1.0
     assert plan.primary.unit == "accuracy points"
+    assert replace(plan.primary, measure="test_bleu").unit == "BLEU"
+    assert not replace(plan.primary, measure="napl").unit
     assert str(plan.primary) == "test_accuracy of start=4 minus start=0 where kind=arm, rate=0.1"
 
 
