@@ -370,12 +370,17 @@ def refuse_occupied(path: Path, *, locked: bool = False) -> None:
     Args: locked: the lock is the caller's.
     Raises: RecordingExists, and LockedRecording where a living process writes there.
     """
-    if path.is_dir() and not path.is_symlink():
-        # A lock is published by way of a temporary file, so that those say nothing before the lock has been asked for.
-        inside = (entry for entry in path.iterdir() if entry.name != LOCK)
-        found = next((entry for entry in inside if not entry.name.startswith(files.TEMPORARY)), None)
-    else:
-        found = path if path.exists() or path.is_symlink() else None
+    found: Path | None = path
+    if not path.is_symlink():
+        try:
+            # A lock is published by way of a temporary file: those say nothing before the lock has been asked for.
+            inside = (entry for entry in path.iterdir() if entry.name != LOCK)
+            found = next((entry for entry in inside if not entry.name.startswith(files.TEMPORARY)), None)
+        except FileNotFoundError:
+            # Asked once: between two questions another process may make the folder.
+            found = None
+        except NotADirectoryError:
+            pass
     if found is not None:
         if path.is_dir() and not locked:
             refuse_locked(path)

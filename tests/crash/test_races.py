@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ntkdyn.errors import LockedRecording
+from ntkdyn.errors import LockedRecording, RecordingExists
 from ntkdyn.probe import Field
 from ntkdyn.store.reader import RunReader
 from ntkdyn.store.repair import verify
-from ntkdyn.store.writer import RunWriter
+from ntkdyn.store.writer import RunWriter, refuse_occupied
 
 
 def together(count: int, path: Path, *, resume: bool) -> list[dict[str, Any]]:
@@ -76,3 +76,31 @@ def test_one_writer_wins_and_the_others_name_it(tmp_path: Path, count: int, resu
             assert answer["seconds"] < 1
     assert verify(tmp_path / "run") == []
     assert RunReader.open(tmp_path / "run", trusted=True).steps("p").tolist() == [0]
+
+
+def test_a_folder_that_another_process_makes_just_now_is_not_occupied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight writers met this once: none there, then there, and its lock not yet."""
+    path, is_dir = tmp_path / "run", Path.is_dir
+
+    def asked(self: Path) -> bool:
+        answer = is_dir(self)
+        if self == path:
+            path.mkdir(exist_ok=True)
+        return answer
+
+    monkeypatch.setattr(Path, "is_dir", asked)
+    refuse_occupied(path)
+    writer = RunWriter(path, {})
+    monkeypatch.undo()
+    with pytest.raises(LockedRecording):
+        refuse_occupied(path)
+    writer.close(pack=False)
+    with pytest.raises(RecordingExists, match="holds 'run.json' already"):
+        refuse_occupied(path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(RecordingExists, match=f"holds '{name}' already"):
+            refuse_occupied(tmp_path / name)
