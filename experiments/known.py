@@ -151,7 +151,7 @@ KNOWN = (
         unknown="the formula of the effective width, and the penalty weights",
         studies=("core-network",),
         figure="core-network",
-        cost=f"180 runs, about 8.2 minutes ({_MEASURED})",
+        cost=f"180 runs, about 21 minutes ({_MEASURED})",
     ),
     KnownExperiment(
         key="layerwise-vs-channelwise",
