@@ -142,7 +142,7 @@ class Training:
         samples = self.data.epoch(seed=self.seed, data_order=data_order, epoch=epoch)
         if self.config.augment == "none":
             return samples
-        return Augmented(samples, stream_seed(AUGMENTATION, self.seed, data_order, epoch))
+        return Augmented(samples, stream_seed(AUGMENTATION, self.seed, data_order, epoch), self.config.device)
 
     def with_labels(self, labels: str) -> Training:
         """Return the same training on the same inputs with other labels; see ``relabeled``."""

@@ -66,6 +66,15 @@ def test_a_batch_is_augmented_as_in_the_whole_epoch() -> None:
         Augmented(Dataset(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), 2), seed=0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_images_are_augmented_alike_on_cuda() -> None:
+    there, targets = Augmented(images(), 3, "cuda")[64:96]
+    assert there.is_cuda
+    here, expected = Augmented(images(), 3)[64:96]
+    assert torch.equal(there.cpu(), here)
+    assert torch.equal(targets.cpu(), expected)
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> dict[str, Any]:
     generator = np.random.default_rng(0)
