@@ -13,13 +13,14 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError, DamagedRecording, NtkdynError
 from ..plugins import installed, load_study
+from ..processor import processor_name
 from ..results import Sweep
 from ..store.files import make_folder, publish
 from ..studies.recorded import Table
@@ -49,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sweeps", nargs="*", type=Path, metavar="SWEEP", help="folder of a finished sweep")
     parser.add_argument("--page", type=Path, default=PAGE, help=f"page to write (default: {PAGE})")
     parser.add_argument("--partial", action="store_true", help="also sweeps with runs missing, labelled as such")
+    parser.add_argument("--machine", metavar="TEXT", help="what ran the sweeps, where recordings do not name it")
     given = parser.parse_args(arguments)
     try:
-        keys = write_page(given.sweeps, given.page, partial=given.partial)
+        keys = write_page(given.sweeps, given.page, partial=given.partial, machine=given.machine)
     except NtkdynError as error:
         print(f"ntkdyn: {error}", file=sys.stderr)
         return 2 if error.usage else 1
@@ -59,12 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_page(sweeps: Sequence[Path], page: Path, *, partial: bool = False) -> list[str]:
+def write_page(sweeps: Sequence[Path], page: Path, *, partial: bool = False, machine: str | None = None) -> list[str]:
     """Write the sections of sweeps, and what was not run, into a page; return the keys of the sections.
 
     Nothing is written before all sweeps are read and all sections made.
 
-    Args: page: an existing page; its figures lie in the folder figures beside it.
+    Args: page: an existing page; its figures lie in the folder figures beside it. partial: also sweeps with runs
+    missing. machine: what ran the sweeps, where recordings do not name it.
     Raises: ConfigurationError: no page, no known experiment, runs missing without ``partial``, or one section twice.
         MissingRecording, DamagedRecording: no sweep.  StorageError.
     """
@@ -78,7 +81,7 @@ def write_page(sweeps: Sequence[Path], page: Path, *, partial: bool = False) -> 
         key = _key(sweep, known)
         if key in made:
             raise ConfigurationError(f"{path}: found a second sweep for the section {key}, expected one; leave one out")
-        made[key] = section(sweep, known, partial=partial)
+        made[key] = section(sweep, known, partial=partial, machine=machine)
     for key, (content, _) in made.items():
         text = _insert(text, key, content, page)
     text = _insert(text, _NOT_RUN, _missing(text), page)
@@ -90,7 +93,9 @@ def write_page(sweeps: Sequence[Path], page: Path, *, partial: bool = False) -> 
     return list(made)
 
 
-def section(sweep: Sweep, known: KnownExperiment, *, partial: bool = False) -> tuple[str, bytes | None]:
+def section(
+    sweep: Sweep, known: KnownExperiment, *, partial: bool = False, machine: str | None = None
+) -> tuple[str, bytes | None]:
     """Return the text of a sweep's section and its figure, None where no study gives one.
 
     Raises: ConfigurationError: runs are missing and ``partial`` is not set.
@@ -107,7 +112,7 @@ def section(sweep: Sweep, known: KnownExperiment, *, partial: bool = False) -> t
     lines = [f"## {title}", ""]
     if finished < planned:
         lines += [f"**Partial: {finished} of {planned} runs are finished; all of this may change.**", ""]
-    lines += [_facts(sweep), "", f"    {known.command}{_more(sweep, known)}", ""]
+    lines += [_facts(sweep, machine), "", f"    {known.command}{_more(sweep, known)}", ""]
     differences = _differences(sweep, known)
     if differences:
         lines += [f"Other than the plan {known.plan}: {'; '.join(differences)}.", ""]
@@ -169,15 +174,13 @@ def _more(sweep: Sweep, known: KnownExperiment) -> str:
     return confirm + (f" --seeds {count}" if count != planned else "")
 
 
-def _facts(sweep: Sweep) -> str:
+def _facts(sweep: Sweep, machine: str | None) -> str:
     """Date, machine, versions, runs and time, as far as the recordings know."""
     manifests = [run.manifest for run in sweep.runs.values()]
     begun = [datetime.fromisoformat(str(manifest["created"])) for manifest in manifests]
     seconds = [run.seconds for run in sweep.runs.values()]
     ended = max(begin + timedelta(seconds=one) for begin, one in zip(begun, seconds, strict=True))
     dates = list(dict.fromkeys(day.date().isoformat() for day in (min(begun), ended)))
-    here = all(manifest.get("host") == platform.node() for manifest in manifests)
-    where = "the machine that wrote this page" if here else "another machine than that of the recordings"
     versions = [
         f"{name} {', '.join(sorted({str(manifest.get(name)) for manifest in manifests}))}"
         for name in ("torch", "ntkdyn")
@@ -185,7 +188,7 @@ def _facts(sweep: Sweep) -> str:
     devices = sorted({str(run.config.get("device") or "cpu") for run in sweep.runs.values()})
     seeds = sorted({int(run.seed) for run in sweep.runs.values() if run.seed is not None})
     return (
-        f"{' to '.join(dates)}; {_processor()} ({where}; recordings do not name the processor), {', '.join(devices)}; "
+        f"{' to '.join(dates)}; {_machine(manifests, machine)}, {', '.join(devices)}; "
         f"{', '.join(versions)}. {len(seconds)} runs, seeds {_ranges(seeds)}: {duration(sum(seconds))} of recorded "
         f"training, summed over runs, and {duration((ended - min(begun)).total_seconds())} from the first snapshot to "
         "the last."
@@ -326,15 +329,19 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _processor() -> str:
-    """Name of this machine's processor and how many cores this process may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-        name = found[1].strip() if found else name
-    except OSError:  # elsewhere than on Linux
-        pass
-    return f"{name}, {cores()} cores"
+def _machine(manifests: Sequence[Mapping[str, Any]], told: str | None) -> str:
+    """What the runs ran on; recordings of earlier versions do not name it."""
+    named = [
+        " with ".join(str(manifest[key]) for key in ("processor", "accelerator") if manifest.get(key))
+        for manifest in manifests
+    ]
+    if all(named):
+        return _escaped(", ".join(dict.fromkeys(named)))
+    if told is not None:
+        return f"{_escaped(told)} (by --machine, as the recordings do not name it)"
+    if all(manifest.get("host") == platform.node() for manifest in manifests):
+        return f"{processor_name()}, {cores()} cores (the machine that wrote this page; recordings do not name it)"
+    return "a machine that the recordings do not name, not the one that wrote this page"
 
 
 def _ranges(seeds: Sequence[int]) -> str:

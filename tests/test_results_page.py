@@ -14,6 +14,7 @@ from ntkdyn.experiments import results
 from ntkdyn.experiments.known import KNOWN
 from ntkdyn.plan_hash import plan_hash
 from ntkdyn.plugins import installed, load_experiment
+from ntkdyn.processor import processor_name
 from ntkdyn.store.manifest import encode_manifest, read_manifest
 from ntkdyn.sweep import make_plan, packaged_plan, run_sweep
 from ntkdyn.sweep.plan_file import read_plan_file
@@ -42,6 +43,16 @@ def finished(small_plan: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     out = tmp_path_factory.mktemp("finished") / "sweep"
     assert not run_sweep(make_plan("collapse", file=file), out, jobs=1).failed
     return out
+
+
+def renamed(sweep: Path, to: Path, **changed: Any) -> Path:
+    """A copy of a sweep whose recordings have other entries; None removes one."""
+    shutil.copytree(sweep, to)
+    for file in to.glob("*/*/*/run.json"):
+        manifest = {**read_manifest(file.parent), **changed}
+        entries = {key: value for key, value in manifest.items() if value is not None}
+        file.write_bytes(encode_manifest(entries))
+    return to
 
 
 @pytest.fixture
@@ -128,6 +139,21 @@ def test_a_confirmation_has_a_section_of_its_own_behind_the_other(finished: Path
     assert "confirmed on fresh seeds" in text
     assert "--out runs/collapse --confirm --seeds 2" in text
     assert "it confirms plan abababababab, which used seeds 5-6" in text
+
+
+def test_the_machine_is_that_of_the_recordings(finished: Path, page: Path, tmp_path: Path) -> None:
+    def line(sweep: Path, **further: str) -> str:
+        results.write_page([sweep], page, **further)
+        return next(line for line in page.read_text().splitlines() if "; torch 2." in line)
+
+    assert f"; {processor_name()}, cpu; torch" in line(finished)
+    there = renamed(finished, tmp_path / "there", processor="Fast <9>", accelerator="Faster")
+    assert "; Fast &lt;9> with Faster, cpu; torch" in line(there, machine="not asked for")
+    older = renamed(finished, tmp_path / "older", processor=None)
+    assert f"; {processor_name()}, {results.cores()} cores (the machine that wrote this page; rec" in line(older)
+    assert "; Old One (by --machine, as the recordings do not name it), cpu" in line(older, machine="Old One")
+    elsewhere = renamed(finished, tmp_path / "elsewhere", processor=None, host="elsewhere")
+    assert "; a machine that the recordings do not name, not the one that wrote this page, cpu" in line(elsewhere)
 
 
 def test_missing_runs_are_refused_or_labelled(

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..clone import unwrapped
 from ..probe import Bands, Field
+from ..processor import processor_name
 from ..store.bands import is_large
 from ..store.reader import RunReader
 from ..store.writer import RunWriter, refuse_occupied
@@ -83,10 +84,13 @@ class Recording:
         fixed = {(f"probe_sets/{name}" if name else "probe_sets"): _set_arrays(one) for name, one in self._sets.items()}
         if self._calibration is not None:
             fixed["calibration"] = _leaves("inputs", self._calibration)
+        on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         own = {
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
+            "processor": processor_name(),
+            "accelerator": torch.cuda.get_device_name() if on_cuda else None,
             "git": git_commit(Path.cwd()),
             "command": shlex.join(sys.argv),
             "sets": {group: _digest(arrays) for group, arrays in fixed.items()},

@@ -150,7 +150,11 @@ class RunWriter:
             self._outbox = Outbox(self.path, [entry.name for entry in (self.path / "segments").glob("*.h5")])
             self._branch = [*reader.branches, after]
             self._outbox.settle(reader.sources)
-            changed = {key: fresh[key] for key in ("ntkdyn", "torch", "numpy", "python") if key in fresh}
+            changed = {
+                key: fresh[key]
+                for key in ("ntkdyn", "torch", "numpy", "python", "processor", "accelerator")
+                if key in fresh
+            }
             branch = {"after": after, "created": fresh["created"], "host": fresh["host"], **changed}
             manifest = {
                 **fresh,

@@ -5,16 +5,15 @@ Run: python tests/benchmarks/gate.py
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ntkdyn import Gate
+from ntkdyn.processor import processor_name
 
 ROUNDS = 60
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
@@ -35,14 +34,6 @@ def training_step(layer: nn.Module, inputs: Tensor) -> Callable[[], None]:
 
     upstream = torch.randn_like(inputs)
     return step
-
-
-def processor() -> str:
-    """Model name of the processor, where the system tells."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def milliseconds(steps: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
@@ -74,7 +65,10 @@ def main() -> None:
         # Of each round: both halves of a round meet the same load of the machine.
         ratio = statistics.median(one / other for one, other in zip(*found.values(), strict=True))
         print(f"| {name}, float32 | {gate:.2f} | {prelu:.2f} | {ratio:.2f} |")
-    print(f"\none thread of {processor()}, torch {torch.__version__}, CPU time, medians of {ROUNDS} interleaved rounds")
+    print(
+        f"\none thread of {processor_name()}, torch {torch.__version__}, CPU time, medians of {ROUNDS} interleaved "
+        "rounds"
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 import ntkdyn as nd
+from ntkdyn.processor import processor_name
 
 OUTPUTS = 10
 MIB = 2**20
@@ -66,7 +66,7 @@ def main() -> None:
             part = run.lazy("ntk/kernel")[0, -rows:]
         expected = nd.empirical_ntk(model, inputs[-rows:], inputs, reduce="full")
         error = (torch.from_numpy(part) - expected).abs().max() / expected.abs().max()
-    print(f"\nlargest error of the part {error:.1e}; {platform.processor() or platform.machine()}, torch", end=" ")
+    print(f"\nlargest error of the part {error:.1e}; {processor_name()}, torch", end=" ")
     print(f"{torch.__version__}, 1 thread")
 
 

@@ -8,11 +8,9 @@ in evaluation mode, on a clone. Prints Markdown. Run: python tests/benchmarks/sn
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,6 +18,7 @@ from torch.nn import functional
 
 import ntkdyn as nd
 from ntkdyn.experiments.networks import GatedResNet
+from ntkdyn.processor import processor_name
 
 IMAGES = 50_000
 NETWORKS: Mapping[str, tuple[int, ...]] = {
@@ -37,10 +36,7 @@ def processor(device: torch.device) -> str:
     """Model name, where the system tells."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return processor_name()
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -7,7 +7,6 @@ flush, single-writer-multiple-reader) and SQLite (synchronous=FULL). Run: python
 from __future__ import annotations
 
 import argparse
-import platform
 import sqlite3
 import statistics
 import sys
@@ -21,6 +20,7 @@ import h5py
 import numpy as np
 
 from ntkdyn.probe import Field
+from ntkdyn.processor import processor_name
 from ntkdyn.results import Run
 from ntkdyn.store import verify
 from ntkdyn.store.writer import RunWriter
@@ -150,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     commits(options.rounds)
     long_run(options.snapshots)
-    print(f"\n{platform.processor() or platform.machine()}, Python {sys.version.split()[0]}, h5py {h5py.__version__}")
+    print(f"\n{processor_name()}, Python {sys.version.split()[0]}, h5py {h5py.__version__}")
 
 
 if __name__ == "__main__":
