@@ -14,7 +14,7 @@ from ntkdyn.sweep.plan_file import read_plan_file
 FOLDER = Path(__file__).parent.parent / "experiments"
 PLANS = sorted(file.stem for file in FOLDER.glob("*.toml"))
 # Plans whose data are those of a folder of real data sets: the steps of an epoch are counted from them.
-REAL = {"resnet56", "translation", "translation_smoke"}
+REAL = {"resnet56", "resnet56_short", "translation", "translation_smoke"}
 
 
 def experiment_of(name: str) -> str:
