@@ -117,8 +117,13 @@ def test_collapse_reads_curves_of_other_experiments(synthetic: ModuleType) -> No
 def test_a_diverged_network_is_counted_and_in_no_mean(synthetic: ModuleType) -> None:
     source = synthetic.collapse_sweep(noise=0.0)
     name = next(name for name, run in source.runs.items() if run.config["remaining"] == 0.25)
-    source.runs[name].results |= {"test_accuracy": float("nan"), "diverged": 1.0}
+    # Stopped on its way, so that it has more units than were wanted.
+    source.runs[name].results |= {"test_accuracy": float("nan"), "diverged": 1.0, "active_units": 1e6, "napl": 1e3}
     dataset, sentences = said("collapse", source)
+    for measure in ("active_units", "napl", "parameters"):
+        assert int(np.isfinite(dataset[measure].sel(network="remaining 0.25")).sum()) == 3
+    (table,) = load_study("collapse").tables({"sweep": dataset})
+    assert {row[0]: row[1] for row in table.rows}["remaining 0.25"] == "3"
     assert "1 runs diverged; they are in no mean and no difference" in sentences[-1]
     assert int(dataset["loss_n"].sel(network="remaining 0.25")[0]) == 3
     # The curve of that seed is one point poorer, so depth 1 lies between the points beside it.

@@ -90,7 +90,7 @@ def test_a_section_of_a_real_sweep(finished: Path, page: Path, capsys: pytest.Ca
         "Primary comparison: test_accuracy of remaining=0.5 minus remaining=0.2",
         "Hypothesis: More units are better. Outcome: ",
         "n = 2, sign flips p = ",
-        "| network | parameters (1) |",
+        "| network | seeds (1) | parameters (1) |",
         "![collapse: accuracy against path length, and shallow networks from scratch](figures/collapse.png)",
         "What did not show, or only in part:",
     ):

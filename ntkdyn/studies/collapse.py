@@ -175,7 +175,7 @@ class Collapse:
     def tables(self, datasets: Datasets, /) -> list[Table]:
         """Give every network with its size, length and accuracy, and the differences at equal length."""
         columns = (
-            "network", "parameters (1)", "active units (units)", "NAPL (units per path)",
+            "network", "seeds (1)", "parameters (1)", "active units (units)", "NAPL (units per path)",
             "weighted NAPL (units per path)", "accuracy (%)", "extracted - this at its NAPL (points)",
             "at its weighted NAPL (points)",
         )  # fmt: skip
@@ -198,7 +198,8 @@ class Collapse:
                         measured(one[name].values, digits)
                         for name, digits in (("parameters", 6), ("active_units", 4), ("napl", 3), ("weighted_napl", 3))
                     ]
-                    rows.append((str(network), *sizes, accuracy, *gaps))
+                    seeds = str(int(np.isfinite(one["accuracy"]).sum()))
+                    rows.append((str(network), seeds, *sizes, accuracy, *gaps))
                 tables.append(Table(f"{group}: means over seeds with 95 % intervals", columns, tuple(rows)))
         return tables
 

@@ -142,8 +142,7 @@ def named_differences(sweep: Sweep, named: PrimaryComparison, seeds: Sequence[in
     sides = []
     for folder in (named.of_runs, named.minus_runs):
         rows = table[table["run"].astype(str).str.startswith(f"{folder}/")]
-        values = by_seed(rows, named.measure, seeds)
-        sides.append(np.where(by_seed(rows, "diverged", seeds) > 0, np.nan, scale * values))
+        sides.append(scale * by_seed(rows, named.measure, seeds))
     return np.asarray(sides[0] - sides[1])
 
 
@@ -225,11 +224,13 @@ def control_arms(sweep: Sweep, task: str) -> dict[str, pd.DataFrame]:
 
 
 def by_seed(rows: pd.DataFrame, measure: str, seeds: Sequence[int]) -> NDArray[np.float64]:
-    """Return a result [seed] of rows, NaN where there is none."""
+    """Return a result [seed] of rows, NaN where there is none; a diverged run has none but that it did."""
     values = np.full(len(seeds), np.nan)
     if measure in rows:
-        for seed, value in zip(rows["seed"], rows[measure], strict=True):
-            if int(seed) in seeds:
+        # Units and path length too: they are those of a network that was on its way to fewer.
+        failed = rows["diverged"] > 0 if measure != "diverged" and "diverged" in rows else [False] * len(rows)
+        for seed, value, lost in zip(rows["seed"], rows[measure], failed, strict=True):
+            if int(seed) in seeds and not lost:
                 values[list(seeds).index(int(seed))] = value
     return values
 

@@ -91,8 +91,6 @@ class CoreNetwork:
                 for name, column in (("active_units",) * 2, ("napl",) * 2, ("accuracy", "test_accuracy")):
                     outcomes[name][i, j] = by_seed(rows, column, seeds)
                 diverged[i, j] = np.nan_to_num(by_seed(rows, "diverged", seeds))
-                for values in outcomes.values():
-                    values[i, j, diverged[i, j] > 0] = np.nan
                 total[i, j] = _total(source, rows)
                 for seed, both in _late_counts(source, rows, seeds).items():
                     late[:, i, j, seeds.index(seed)] = both
