@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
 from ..datasets import Dataset, TrainingData, probe_batch, stream_seed
-from ..errors import ConfigurationError, TraceError
+from ..errors import ConfigurationError, MissingDevice, TraceError
 from ..experiment import RecorderFactory, StagedExperiment
 from ..gates import learn_slopes, nonlinear_units, weights
 from ..paths import path_lengths
@@ -20,7 +20,7 @@ from ..recorder import Recorder
 from ..schedule import Schedule
 from ..training_loop import Batches, TrainingLoop, adam, evaluate, linear_tail
 from .networks import build_network, load_network
-from .settings import DataSettings
+from .settings import DataSettings, TrainingSettings
 from .training_data import AUGMENTATION, CALIBRATION, Augmented, load_data, relabeled, steps_per_epoch
 
 _CALIBRATION_SAMPLES = 512
@@ -59,9 +59,6 @@ class Training:
     def build(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Return the network at its initial weights, which belong to the seed alone, and its optimizer."""
         config, train = self.config, self.data.train
-        # Not a check of the settings: a sweep is planned on any machine.
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigurationError("setting 'device': found 'cuda', expected 'cpu'; torch finds no such device here")
         torch.manual_seed(self.seed)
         example = train.inputs[: config.batch_size]
         if config.network is None:
@@ -81,8 +78,7 @@ class Training:
                 granularity=config.granularity,
                 options=config.network_options,
             )
-        # Drawn before it moves, so that every device begins with the same weights.
-        model.to(config.device)
+        place(model, config)
         learn_slopes(model, False)
         return model, self.optimizer(list(weights(model).values()))
 
@@ -219,6 +215,17 @@ def restore(
         )
     start.restore(model, optimizer)
     return start.step
+
+
+def place(model: nn.Module, config: TrainingSettings) -> None:
+    """Move a network to the device of its settings; drawn before, it begins with the same weights on every device.
+
+    Raises: MissingDevice.
+    """
+    # Not a check of the settings: a sweep is planned on any machine.
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise MissingDevice("setting 'device': found 'cuda', expected 'cpu'; torch finds no such device here")
+    model.to(config.device)
 
 
 def complexity(model: nn.Module, example: Any) -> dict[str, float]:

@@ -23,7 +23,7 @@ from .decoding import bleu, greedy
 from .networks import Transformer
 from .networks.transformer import PADDING
 from .sentences import Subwords, TokenPairs, as_tokens, chosen, trimmed
-from .training import Objective, complexity
+from .training import Objective, complexity, place
 from .translation_config import TranslationConfig
 
 _POSITIONS = 256
@@ -83,8 +83,7 @@ class TranslationTraining:
             positions=_POSITIONS,
             granularity=config.granularity,
         )
-        # Drawn before it moves, so that every device begins with the same weights.
-        model.to(config.device)
+        place(model, config)
         learn_slopes(model, False)
         parameters = list(weights(model).values())
         return model, adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)

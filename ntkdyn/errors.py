@@ -44,6 +44,10 @@ class ConfigurationError(NtkdynError, ValueError):
     usage = True
 
 
+class MissingDevice(ConfigurationError):
+    """A device for training that this machine does not have."""
+
+
 class ProbeError(NtkdynError, RuntimeError):
     """A probe raised, or returned something else than it declared."""
 

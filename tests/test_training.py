@@ -11,7 +11,7 @@ import torch
 
 from ntkdyn.configuration import configure
 from ntkdyn.datasets import Dataset
-from ntkdyn.errors import ConfigurationError
+from ntkdyn.errors import ConfigurationError, MissingDevice
 from ntkdyn.experiments.settings import DataSettings
 from ntkdyn.experiments.training import Training, complexity
 from ntkdyn.experiments.training_data import Augmented, load_data
@@ -153,7 +153,7 @@ def test_optimizers_own_the_weights_alone(own: dict[str, Any]) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_a_device_that_is_not_there(own: dict[str, Any]) -> None:
     there = training(own | {"device": "cuda"})
-    with pytest.raises(ConfigurationError, match="setting 'device': found 'cuda', expected 'cpu'; torch finds no such"):
+    with pytest.raises(MissingDevice, match="setting 'device': found 'cuda', expected 'cpu'; torch finds no such"):
         there.build()
 
 

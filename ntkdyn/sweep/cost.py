@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..configuration import configure
+from ..errors import MissingDevice
 from ..experiment import try_run
 from ..plugins import load_experiment
 from ..primary import PrimaryComparison
@@ -81,17 +82,7 @@ def _tried(plan: Plan, experiment: Any, one: PlannedConfiguration, config: Any, 
 
 def foresight(plan: Plan, jobs: int) -> Iterator[str]:
     """Say in words what the sweep will cost, and what its primary comparison can find with so many seeds."""
-    cost = estimate(plan)
-    if cost is None:
-        yield f"cost: unknown before the first run; {plan.experiment} does not say how many steps a run takes"
-    else:
-        seconds = cost.training + cost.recording
-        shared = f", {duration(seconds / jobs)} on {jobs} processes" if jobs > 1 else ""
-        yield (
-            f"cost: {len(plan.runs)} runs, {cost.steps} training steps, roughly {duration(seconds)} of one core"
-            f"{shared} (training {duration(cost.training)}, snapshots {duration(cost.recording)}; from a few steps "
-            "measured just now on one thread; start-up, evaluation and files come on top)"
-        )
+    yield f"cost: {_cost(plan, jobs)}"
     primary = plan.primary
     if primary is None:
         yield "primary comparison: none is named, every difference will be exploratory; name one in [plan]"
@@ -102,6 +93,23 @@ def foresight(plan: Plan, jobs: int) -> Iterator[str]:
     yield f"smallest detectable difference: {_detectable(primary, len(plan.seeds))}"
     if primary.margin is not None:
         yield f"equivalence margin: {primary.margin:g} {primary.unit}".rstrip()
+
+
+def _cost(plan: Plan, jobs: int) -> str:
+    try:
+        cost = estimate(plan)
+    except MissingDevice as error:
+        # Planned where one logs in, run where the device is.
+        return f"{len(plan.runs)} runs, not measured ({error}); plan it there, or with --set device=cpu"
+    if cost is None:
+        return f"unknown before the first run; {plan.experiment} does not say how many steps a run takes"
+    seconds = cost.training + cost.recording
+    shared = f", {duration(seconds / jobs)} on {jobs} processes" if jobs > 1 else ""
+    return (
+        f"{len(plan.runs)} runs, {cost.steps} training steps, roughly {duration(seconds)} of one core{shared} "
+        f"(training {duration(cost.training)}, snapshots {duration(cost.recording)}; from a few steps measured just "
+        "now on one thread; start-up, evaluation and files come on top)"
+    )
 
 
 def _detectable(primary: PrimaryComparison, seeds: int) -> str:

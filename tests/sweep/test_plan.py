@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from scipy import stats
 
 from ntkdyn import Sweep
@@ -435,6 +436,15 @@ def test_foresight_without_what_it_needs(tmp_path: Path) -> None:
     assert "one seed allows no test" in list(foresight(planned(tmp_path, head="seeds = 1"), 1))[3]
     lines = list(foresight(make_plan("width-scaling"), 1))
     assert lines[0] == "cost: unknown before the first run; width-scaling does not say how many steps a run takes"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_a_sweep_for_a_device_is_planned_without_it() -> None:
+    plan = make_plan("nonlinear-advantage", settings=["device=cuda"], seeds=3)
+    first, second = foresight(plan, 1)
+    assert first.startswith("cost: 6 runs, not measured (setting 'device': found 'cuda', expected 'cpu'; torch finds")
+    assert first.endswith("; plan it there, or with --set device=cpu")
+    assert second.startswith("primary comparison: none is named")
 
 
 def test_the_demo_names_its_primary_comparison() -> None:
