@@ -30,6 +30,7 @@ WIDTH = 3.3
 
 # Characters of a line of the legend beside its handles.
 _LEGEND_LINE = 56
+_TITLE_LINE = 52  # characters that fit over a panel
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette without its yellow, which is too pale for lines on white."""
@@ -357,6 +358,13 @@ def within(ax: Axes, low: float, high: float) -> None:
     """Cut the y axis, after drawing, to the values that are possible: intervals of few seeds reach beyond."""
     bottom, top = ax.get_ylim()
     ax.set_ylim(max(bottom, low), min(top, high))
+
+
+def title(ax: Axes, text: str) -> None:
+    """Write what a panel shows above its left end, broken into lines where it is long."""
+    # A longer one would be cut off, and the layout would make the panel narrow for it.
+    whole = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    ax.set_title(textwrap.fill(whole, _TITLE_LINE), loc="left")
 
 
 def finish(figure: FigureBase, *, columns: int = 2) -> None:

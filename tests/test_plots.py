@@ -142,3 +142,17 @@ def test_axes_are_logarithmic_with_plain_numbers_and_cut_to_what_is_possible(ax:
 def test_fewer_pixels_make_a_smaller_file(ax: matplotlib.axes.Axes) -> None:
     plots.draw_lines([0, 1], [0, 1], ax=ax)
     assert len(plots.png(ax.figure, dpi=60)) < len(plots.png(ax.figure))
+
+
+def test_a_long_title_is_broken_and_leaves_the_panel_its_width() -> None:
+    with plots.style():
+        figure = plots.new_figure()
+        ax = figure.subplots()
+        plots.title(ax, "task: fashion-mnist, " + ", ".join(f"setting_{index} = {index}" for index in range(9)))
+        figure.draw_without_rendering()
+        right = ax.get_tightbbox().x1
+    lines = ax.get_title(loc="left").split("\n")
+    assert len(lines) >= 3
+    assert all(line.endswith(",") for line in lines[:-1])
+    assert right <= figure.bbox.x1
+    assert ax.get_position().width > 0.7

@@ -184,7 +184,7 @@ def draw(comparison: Comparison, figure: Figure) -> None:
             elif count > 1:
                 plots.draw_band(x, mean - deviation, mean + deviation, ax=ax, index=index)
         if probe_set:
-            ax.set_title(f"probe set: {probe_set}", loc="left")
+            plots.title(ax, f"probe set: {probe_set}")
         # A curve's last word is at the right, and training goes from high loss to low.
         if comparison.against == "train_loss":
             ax.invert_xaxis()

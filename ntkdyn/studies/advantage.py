@@ -216,7 +216,7 @@ class Advantage:
                         label=str(line),
                         index=index,
                     )
-            ax.set_title(f"task: {task}", loc="left")
+            plots.title(ax, f"task: {task}")
             ax.set_ylabel("test accuracy (%)")
             ax.set_xticks(dataset["start_epoch"].values)
         axes[-1].set_xlabel("start of linearization (epochs)")

@@ -114,9 +114,7 @@ class CKA:
             unit = "epochs" if np.isfinite(shown[0]["epoch"].values).all() else "optimizer steps"
             ax.set_xlabel(f"snapshot at ({unit})")
             ax.set_ylabel(f"snapshot at ({unit})")
-            ax.set_title(
-                ", ".join(part for part in (name, f"probe set: {probe_set}" if probe_set else "") if part), loc="left"
-            )
+            plots.title(ax, ", ".join(part for part in (name, f"probe set: {probe_set}" if probe_set else "") if part))
 
 
 def _first_near(dataset: xr.Dataset, level: float = 0.95) -> float:

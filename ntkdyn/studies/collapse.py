@@ -223,7 +223,7 @@ class Collapse:
                         label=label,
                         index=index,
                     )
-            ax.set_title(f"task: {group}", loc="left")
+            plots.title(ax, f"task: {group}")
             ax.set_xlabel(f"{LENGTHS[length]} (active units per path)")
             ax.set_ylabel("test accuracy (%)")
             plots.within(ax, 0, 100)

@@ -259,7 +259,7 @@ class CoreNetwork:
                         label=str(start),
                         index=index,
                     )
-            ax.set_title(str(group), loc="left")
+            plots.title(ax, str(group))
             ax.set_ylabel("active (units)")
             ax.set_xlim(0, 1)
             ax.set_ylim(bottom=0)
@@ -279,7 +279,7 @@ class CoreNetwork:
                 )
             plots.logarithmic(ax, axis="x")
             ax.axvspan(1 / INVARIANCE_MARGIN, INVARIANCE_MARGIN, color=plots.GRAY, alpha=0.15, linewidth=0)
-            ax.set_title(contrast, loc="left")
+            plots.title(ax, contrast)
         axes[-1].set_xlabel("ratio of outcomes (1)")
         plots.finish(figure)
 

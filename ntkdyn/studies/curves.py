@@ -57,7 +57,7 @@ def draw_curves(
         if levels is not None:
             levels(ax, panel, first.sel(set=probe_set) if "set" in first.dims else first)
         if probe_set:
-            ax.set_title(f"probe set: {probe_set}", loc="left")
+            plots.title(ax, f"probe set: {probe_set}")
         if panel.logarithmic:
             plots.logarithmic(ax)
         if panel.from_zero:

@@ -138,7 +138,7 @@ class DriftGap:
                 )
             ax.set_xlabel(f"{DRIFTS[drift]} (1)")
             ax.set_ylabel("test accuracy (%)")
-            ax.set_title(f"task: {task}", loc="left")
+            plots.title(ax, f"task: {task}")
         plots.finish(figure, columns=3)
 
 

@@ -156,7 +156,7 @@ class Gates:
             )
             ax.set_ylabel("unit (number)")
             ax.set_xlabel(time_label(shown).replace("training time", "snapshot at"))
-            ax.set_title(name, loc="left")
+            plots.title(ax, name)
         plots.finish(figure)
 
 

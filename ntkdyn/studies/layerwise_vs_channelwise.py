@@ -216,7 +216,7 @@ class LayerwiseVsChannelwise:
                     plots.draw_reference(level, ax=ax, label="dense network")
                 ax.set_ylabel("test accuracy (%)")
                 plots.within(ax, 0, 100)
-            above.set_title(f"task: {group}", loc="left")
+            plots.title(above, f"task: {group}")
             above.set_xlabel("active share of the units (1)")
             middle.set_xlabel("NAPL (active units per path)")
             if not has_gap:

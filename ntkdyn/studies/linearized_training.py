@@ -208,7 +208,7 @@ class LinearizedTraining:
                             index=index,
                         )
             middle.axhline(0, color=plots.GRAY, linewidth=0.8)
-            above.set_title(f"task: {group}", loc="left")
+            plots.title(above, f"task: {group}")
             above.set_ylabel("test accuracy (%)")
             plots.within(above, 0, 100)
             middle.set_ylabel("network - child\n(percentage points)")

@@ -91,7 +91,7 @@ class ReferenceLevels:
                 plots.draw_points(starts[there], values[there], ax=ax, label="two children of t0, at end", index=2)
             plots.logarithmic(ax)
             ax.set_ylabel("kernel distance S (1)")
-            ax.set_title(", ".join(part for part in (f"task: {task}", f"probe set: {probe_set}") if part), loc="left")
+            plots.title(ax, ", ".join(part for part in (f"task: {task}", f"probe set: {probe_set}") if part))
         axes[-1].set_xlabel(time_label(dataset).replace("training time", "training time or t0"))
         plots.finish(figure)
 

@@ -142,7 +142,7 @@ class Relation:
         axes = iter(plots.stacked(figure, [height for pair in heights for height in pair], legend=0.5))
         for task, one in drawn:
             ax = next(axes)
-            ax.set_title(f"task: {task}", loc="left")
+            plots.title(ax, f"task: {task}")
             if bool(one["intervened"]):
                 _draw_changes(ax, one)
             else:
