@@ -155,11 +155,8 @@ class StackedChain:
     ) -> tuple[list[Tensor], Callable[[], None]]:
         """As ``Chain.loss``, for each chain its own inputs and targets."""
         outputs, seen = _forward(self._layers, torch.stack([one.flatten(1) for one in inputs]))
-        pairs = [_loss_and_gradient(*one, loss) for one in zip(outputs.unbind(), targets, strict=True)]
-        return (
-            [value for value, _ in pairs],
-            lambda: _send_back(self._layers, torch.stack([gradient() for _, gradient in pairs]), seen),
-        )
+        values, gradient = _losses_and_gradient(outputs, targets, loss)
+        return values, lambda: _send_back(self._layers, gradient(), seen)
 
     def part(self) -> None:
         """Give every chain tensors of its own again."""
@@ -199,20 +196,46 @@ def _send_back(layers: Sequence[_Linear | _Slopes], upstream: Tensor, seen: Sequ
 
 def _loss_and_gradient(outputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Callable[[], Tensor]]:
     """Loss, and what gives its gradient by the outputs; cross-entropy with class numbers is sent back by hand too."""
-    if loss is not functional.cross_entropy or targets.is_floating_point() or (outputs.dim(), targets.dim()) != (2, 1):
-        outputs = outputs.requires_grad_()
-        with torch.enable_grad():
-            value = loss(outputs, targets)
-        return value, lambda: torch.autograd.grad(value, outputs)[0]
-    logarithms = outputs.log_softmax(1)
-    value, weight = _nll_loss_forward(logarithms, targets, None, _MEAN, _IGNORED)
+    if _has_class_numbers(outputs, targets, loss):
+        (value,), gradients = _cross_entropies(outputs.unsqueeze(0), [targets])
+        return value, lambda: gradients()[0]
+    outputs = outputs.requires_grad_()
+    with torch.enable_grad():
+        value = loss(outputs, targets)
+    return value, lambda: torch.autograd.grad(value, outputs)[0]
+
+
+def _losses_and_gradient(
+    outputs: Tensor, targets: Sequence[Tensor], loss: Loss
+) -> tuple[list[Tensor], Callable[[], Tensor]]:
+    """As ``_loss_and_gradient``, of the outputs of a stack and the targets of its networks."""
+    if all(_has_class_numbers(*one, loss) for one in zip(outputs, targets, strict=True)):
+        return _cross_entropies(outputs, targets)
+    pairs = [_loss_and_gradient(*one, loss) for one in zip(outputs.unbind(), targets, strict=True)]
+    return [value for value, _ in pairs], lambda: torch.stack([gradient() for _, gradient in pairs])
+
+
+def _has_class_numbers(outputs: Tensor, targets: Tensor, loss: Loss) -> bool:
+    dims = (outputs.dim(), targets.dim())
+    return loss is functional.cross_entropy and not targets.is_floating_point() and dims == (2, 1)
+
+
+def _cross_entropies(outputs: Tensor, targets: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], Tensor]]:
+    """Cross-entropy of each network of a stack, outputs [networks, samples, classes], and what gives the gradient."""
+    logarithms = outputs.log_softmax(2)
+    each = list(zip(logarithms.unbind(), targets, strict=True))
+    pairs = [_nll_loss_forward(*one, None, _MEAN, _IGNORED) for one in each]
 
     def gradient() -> Tensor:
-        upstream = _nll_loss_backward(torch.ones_like(value), logarithms, targets, None, _MEAN, _IGNORED, weight)
-        sent: Tensor = _log_softmax_backward(upstream, logarithms, 1, outputs.dtype)
+        one = torch.ones_like(pairs[0][0])
+        upstream = [
+            _nll_loss_backward(one, *own, None, _MEAN, _IGNORED, weight)
+            for own, (_, weight) in zip(each, pairs, strict=True)
+        ]
+        sent: Tensor = _log_softmax_backward(torch.stack(upstream), logarithms, 2, outputs.dtype)
         return sent
 
-    return value, gradient
+    return [value for value, _ in pairs], gradient
 
 
 def chain_of(model: nn.Module, inputs: Any) -> Chain | None:

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .chain import WHOLE_LINES, Chain, StackedChain
 from .experiment import Stage
 from .training_loop import TrainingLoop
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")
+_requires_grad = operator.attrgetter("requires_grad")
 
 
 def alike(stages: Sequence[Stage]) -> bool:
@@ -35,8 +37,8 @@ def _rule(stage: Stage) -> Hashable:
     groups = stage.optimizer.param_groups
     if type(stage.optimizer) is not torch.optim.Adam or len(groups) > 1 or not groups[0]["fused"]:
         return None
-    # Before a step somebody looks at gradients, which the optimizer does not have then.
-    if stage.optimizer._optimizer_step_pre_hooks:
+    # Before a step somebody looks at gradients, which the optimizer does not have then, or has put one of his own.
+    if stage.optimizer._optimizer_step_pre_hooks or "step" in vars(stage.optimizer):
         return None
     options = repr(sorted(_options(groups[0]).items()))
     return stage.batch_size, stage.steps_per_epoch, stage.first_step, stage.last_step, stage.loss, options
@@ -49,17 +51,18 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
 class Stack:
     """Chains as one, and their Adam as one: weights and averages of the loops are parts of its tensors until ``part``.
 
-    Small parameters are stacked for products, and updated one by one. The optimizers of the loops find no gradients:
-    their steps move nothing, and tell those that follow them.
+    Small parameters are stacked for products, and updated one by one. The optimizers of the loops take no steps; who
+    follows them is told by ``tell_of_step``.
     """
 
     def __init__(self, loops: Sequence[TrainingLoop]) -> None:
         self._loops = list(loops)
         self._chains = _chains(loops)
         self._tensors = [_flat(chain.tensors) for chain in self._chains]
-        self._learn = [one.requires_grad for one in self._tensors[0]]
+        self._all = [one for tensors in self._tensors for one in tensors]
+        self._learn = [one.requires_grad for one in self._tensors[0]] * len(self._tensors)
         self._stacked = StackedChain(self._chains)
-        self._places = [one.data_ptr() for tensors in self._tensors for one in tensors]
+        self._places = [one.data_ptr() for one in self._all]
         self._options = _options(loops[0].optimizer.param_groups[0])
         stepped = {id(one) for loop in loops for one in _parameters(loop)}
         weights = [(stack, parts) for stack, parts in self._stacked.weights if id(parts[0]) in stepped]
@@ -78,7 +81,6 @@ class Stack:
             for part in _parameters(loop):
                 if part in loop.optimizer.state and part not in self._stack_of:
                     self._adam.state[part] = loop.optimizer.state[part]
-        self._shared: dict[Tensor, Any] = {}
         self._share_averages()
 
     @classmethod
@@ -107,13 +109,12 @@ class Stack:
             self._chains = chains
         rate = _rate(loops[0])
         return (
-            all([one.requires_grad for one in tensors] == self._learn for tensors in self._tensors)
-            and [one.data_ptr() for tensors in self._tensors for one in tensors] == self._places
+            list(map(_requires_grad, self._all)) == self._learn
+            and list(map(Tensor.data_ptr, self._all)) == self._places
             and all(_rate(loop) == rate for loop in loops)
             and all(_options(loop.optimizer.param_groups[0]) == self._options for loop in loops)
-            and all(
-                loop.optimizer.state.get(part) is self._shared.get(part) for loop in loops for part in _parameters(loop)
-            )
+            # By their values: a key is a tensor, which is slow to be looked up.
+            and all(map(_same, [list(loop.optimizer.state.values()) for loop in loops], self._states))
         )
 
     def losses(self, batches: Sequence[tuple[Any, Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
@@ -122,7 +123,7 @@ class Stack:
         return self._stacked.losses(inputs, targets, self._loops[0].loss)
 
     def step(self, send_back: Callable[[], None]) -> None:
-        """Move all weights; the optimizers of the loops find no gradients, and are to take their step."""
+        """Move all weights."""
         send_back()
         self._adam.param_groups[0]["lr"] = _rate(self._loops[0])
         for stack, parts in self._small:
@@ -153,7 +154,8 @@ class Stack:
                 if state and part in self._stack_of:
                     state = {"step": state["step"], **{name: state[name][number] for name in _AVERAGES}}
                 if state:
-                    loop.optimizer.state[part] = self._shared[part] = state
+                    loop.optimizer.state[part] = state
+        self._states: list[list[Any]] = [list(loop.optimizer.state.values()) for loop in self._loops]
 
     def _keeps_every_bit(self, batches: Sequence[tuple[Any, Tensor]]) -> bool:
         """Whether losses, gradients and one step of Adam are those that each chain has by itself; nothing is moved.
@@ -183,8 +185,17 @@ class Stack:
         return same
 
     def _forget_gradients(self) -> None:
-        for tensor in (one for tensors in self._tensors for one in tensors):
+        for tensor in self._all:
             tensor.grad = None
+
+
+def tell_of_step(optimizer: torch.optim.Optimizer) -> None:
+    """Call the hooks of a step that was taken for an optimizer: a step without gradients tells them too, but takes long."""
+    before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    for hook in (*_global_optimizer_pre_hooks.values(), *before.values()):
+        hook(optimizer, (optimizer,), {})
+    for hook in (*after.values(), *_global_optimizer_post_hooks.values()):
+        hook(optimizer, (optimizer,), {})
 
 
 def _chains(loops: Sequence[TrainingLoop]) -> list[Chain]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import DivergedTraining
 from .experiment import Stage, Stages
-from .stack import Stack, alike
+from .stack import Stack, alike, tell_of_step
 from .training_loop import TrainingLoop
 
 
@@ -183,7 +183,8 @@ def _advance(members: Sequence[_Member]) -> None:
                     for member in present:
                         member.batch = None
                         with member.trying():
-                            member.loop.apply()
+                            tell_of_step(member.loop.optimizer)
+                            member.loop.applied()
     finally:
         if stack is not None:
             stack.part()

@@ -148,7 +148,7 @@ class TrainingLoop:
             data = self._data = self.epoch_data(epoch)
             self._bar.update(self.step - self._bar.n)
         if batch == 0:
-            torch.manual_seed(stream_seed(self.seed, epoch))
+            _seed(stream_seed(self.seed, epoch), self._device)
         if self.learning_rate is not None:
             rate = self.learning_rate(self.step)
             for group in self.optimizer.param_groups:
@@ -169,6 +169,10 @@ class TrainingLoop:
     def apply(self) -> None:
         """Let the optimizer take the step, and save it where it is to be saved."""
         self.optimizer.step()
+        self.applied()
+
+    def applied(self) -> None:
+        """Save the step that was taken, where it is to be saved."""
         self._save()
         if self._trial is not None:
             self._trial.stepped(self.recorder)
@@ -252,6 +256,11 @@ def has_classes(outputs: Tensor, targets: Tensor) -> bool:
     if targets.is_floating_point() or outputs.dim() < 2 or outputs.shape[1] < 2:
         return False
     return targets.shape == outputs.shape[:1] + outputs.shape[2:]
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    # torch.manual_seed writes down the stack of calls for each kind of device that is not there yet: a millisecond.
+    (torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed)(seed)
 
 
 def _moved(inputs: Any, device: torch.device) -> Any:

@@ -168,3 +168,19 @@ def small_sweep(small_plan: Callable[..., Path], tmp_path_factory: pytest.TempPa
         return made[experiment]
 
     return sweep
+
+
+@pytest.fixture
+def stacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of chains whose steps were taken together."""
+    from ntkdyn import stack
+
+    taken: list[int] = []
+    step = stack.Stack.step
+
+    def noted(self: stack.Stack, send_back: Callable[[], None]) -> None:
+        taken.append(len(self._loops))
+        step(self, send_back)
+
+    monkeypatch.setattr(stack.Stack, "step", noted)
+    return taken
