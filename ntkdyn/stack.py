@@ -190,7 +190,7 @@ class Stack:
 
 
 def tell_of_step(optimizer: torch.optim.Optimizer) -> None:
-    """Call the hooks of a step that was taken for an optimizer: a step without gradients tells them too, but takes long."""
+    """Call the hooks of a step that was taken for an optimizer; a step without gradients would too, but slowly."""
     before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
     for hook in (*_global_optimizer_pre_hooks.values(), *before.values()):
         hook(optimizer, (optimizer,), {})
