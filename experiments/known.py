@@ -18,6 +18,9 @@ _EARLY_OR_LATE = (
     "the gap depends on the difficulty of the task and vanishes for easy problems (abstract, v1)",
 )
 
+_RESNET56 = ("more than 90 % with a ResNet56 at about 3.5 ReLU units on an average path (author's page)",)
+_RESNET56_UNKNOWN = "optimizer, epochs, penalty and treatment of BatchNorm behind that number"
+
 
 @dataclass(frozen=True)
 class KnownExperiment:
@@ -102,12 +105,12 @@ KNOWN = (
         experiment="nonlinear-advantage",
         plan="resnet56",
         source=PAPER,
-        says=("more than 90 % with a ResNet56 at about 3.5 ReLU units on an average path (author's page)",),
-        unknown="optimizer, epochs, penalty and treatment of BatchNorm behind that number",
+        says=_RESNET56,
+        unknown=_RESNET56_UNKNOWN,
         studies=("collapse",),
         figure="collapse",
         cost=f"18 runs, 760,500 steps, about 14 days ({_MEASURED}), or 4.4 hours of one NVIDIA H200 (at the 21 ms "
-        "a step, all included, that resnet56_short took there on three processes; one alone takes 33 ms a step)",
+        "a step, all included, that resnet56_short took there on three processes)",
     ),
     KnownExperiment(
         key="resnet56-short",
@@ -115,8 +118,8 @@ KNOWN = (
         experiment="nonlinear-advantage",
         plan="resnet56_short",
         source=PAPER,
-        says=("more than 90 % with a ResNet56 at about 3.5 ReLU units on an average path (author's page)",),
-        unknown="optimizer, epochs, penalty and treatment of BatchNorm behind that number",
+        says=_RESNET56,
+        unknown=_RESNET56_UNKNOWN,
         studies=("collapse",),
         figure="collapse",
         cost="8 runs, 21,666 steps, 7.5 minutes of one NVIDIA H200 with three processes (measured, 2026-11-26)",
