@@ -10,6 +10,7 @@ import pytest
 
 from ntkdyn import plots
 from ntkdyn.plugins import load_study
+from ntkdyn.primary import PrimaryComparison
 from ntkdyn.studies.groups import beside, groups
 
 NAMES = ["collapse", "core-network", "layerwise-vs-channelwise", "linearized-training", "translation"]
@@ -32,6 +33,21 @@ def test_another_experiment_s_sweep_is_refused_politely(name: str, synthetic: Mo
     for other in ("advantage", "controls", "drift-gap"):
         reason = load_study(other).unavailable(synthetic.PROTOCOLS[name]())
         assert "needs a sweep of nonlinear-advantage" in reason
+
+
+def test_sentences_use_the_margin_that_the_plan_names_in_their_unit(synthetic: ModuleType) -> None:
+    source = synthetic.translation_sweep(noise=0.0)
+    source.primary = PrimaryComparison("test_bleu", {}, {}, {}, "a", "b", margin=0.1)
+    text = " ".join(said("translation", source)[1])
+    assert "differ by no more than 0.1 BLEU" in text
+    assert "is kept to within 0.1 BLEU is not shown even at NAPL 2 (-0.2 BLEU" in text
+    for name in ("collapse", "linearized-training", "layerwise-vs-channelwise"):
+        source = synthetic.PROTOCOLS[name]()
+        source.primary = PrimaryComparison("test_accuracy", {}, {}, {}, "a", "b", margin=40.0)
+        assert float(said(name, source)[0]["margin"]) == 40
+        assert "40 point" in " ".join(said(name, source)[1])
+        source.primary = PrimaryComparison("napl", {}, {}, {}, "a", "b", margin=40.0)
+        assert float(said(name, source)[0]["margin"]) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -297,8 +313,8 @@ def test_translation_gaps_and_curve_in_bleu(synthetic: ModuleType) -> None:
     assert dataset["curve"].values.tolist() == ["multi30k, mask = learned, start_epoch = 4"]
     assert np.isfinite(dataset["curve_mean"].values).all()
     text = " ".join(sentences)
-    assert "in BLEU, networks linearized from epoch 4 on end higher than those from epoch 0 on by 4.0 points" in text
-    assert "differ by no more than 1 points" in text
+    assert "networks linearized from epoch 4 on end higher than those from epoch 0 on by 4.0 BLEU" in text
+    assert "differ by no more than 1 BLEU" in text
     assert "kept or exceeded, to within 1 BLEU, down to NAPL 2 (-0.2 BLEU" in text
     assert "from NAPL 0.5 (-4.0 BLEU" in text
     assert "Reference: dense network" in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import xarray as xr
 
 from ntkdyn import plots
 from ntkdyn.plugins import installed, load_study
+from ntkdyn.primary import PrimaryComparison
 from ntkdyn.studies.numbers import as_csv, as_json
 from ntkdyn.studies.recorded import Study
 
@@ -178,13 +179,8 @@ def test_advantage_finds_the_gap_that_was_put_in(synthetic: ModuleType, sweep: A
     assert sum("primary comparison" in line for line in study.sentences({"sweep": dataset})) == 1
 
 
-def _planned(source: Any, of: dict[str, Any], minus: dict[str, Any], margin: float | None) -> Any:
+def _planned(source: Any, of: dict[str, Any], minus: dict[str, Any], margin: float | None) -> PrimaryComparison:
     """A comparison of two arms of the task sum10 as a plan names it."""
-
-    class Planned(SimpleNamespace):
-        def __str__(self) -> str:
-            return "test_accuracy of a minus b"
-
     sides = []
     for settings in (of, minus):
         wanted = {"task": "sum10", "intervention": "linearize", "budget": "total", "data_order": 0} | settings
@@ -194,7 +190,7 @@ def _planned(source: Any, of: dict[str, Any], minus: dict[str, Any], margin: flo
             if all(run.config[key] == value for key, value in wanted.items())
         }
         sides.append(folder)
-    return Planned(measure="test_accuracy", of_runs=sides[0], minus_runs=sides[1], margin=margin)
+    return PrimaryComparison("test_accuracy", of, minus, {}, sides[0], sides[1], margin)
 
 
 def _one_folder_a_configuration(source: Any) -> Any:
@@ -238,7 +234,7 @@ def test_a_planned_comparison_that_is_no_gap_is_said_by_itself(synthetic: Module
     dataset = study.measure(source)
     assert not dataset["primary"].values[np.isfinite(dataset["primary"].values)].any()
     verdict = study.verdict({"s": dataset})
-    assert verdict[0].startswith("Primary comparison named in the plan, test_accuracy of a minus b: +16")
+    assert verdict[0].startswith(f"Primary comparison named in the plan, {source.primary}: +16")
     assert "n = 6; sign flips p = 0.031)" in verdict[0]
     assert "exploratory, adjusted over" in verdict[1]
 

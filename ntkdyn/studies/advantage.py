@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import plots
 from . import arms
-from .comparisons import NUMBERS, Comparison, comparisons, p_words, words
+from .comparisons import NUMBERS, Comparison, comparisons, margin_of, p_words, words
 from .recorded import Datasets, variable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Advantage:
         """Return accuracies [task, line, start_epoch, seed], references [task, seed] and gaps [task, line]."""
         import xarray as xr
 
-        from ..analysis.advantage import EQUIVALENCE_MARGIN, equivalence, mean_interval, paired_gap
+        from ..analysis.advantage import equivalence, mean_interval, paired_gap
 
         names, seeds = arms.tasks(source), arms.seeds_of(source)
         found = {task: arms.lines(source, task) for task in names}
@@ -69,10 +69,9 @@ class Advantage:
         gaps = np.full((len(names), len(labels), 8 + len(NUMBERS)), np.nan)
         judged = comparisons(source)
         named = source.primary
-        margin, planned = EQUIVALENCE_MARGIN, np.full(len(PLANNED), np.nan)
+        margin = margin_of(source)
+        planned = np.full(len(PLANNED), np.nan)
         if named is not None:
-            if named.measure.endswith("accuracy"):
-                margin = named.margin or margin
             planned = np.array(_planned(judged["", str(named)], named.margin or np.nan))
         for i, task in enumerate(names):
             for line in found[task]:
@@ -88,7 +87,7 @@ class Advantage:
                 # A seed without such an arm is no pair; one whose arm diverged is counted as diverged.
                 pairs = np.isfinite(late + early) | (diverged[i, j, own[-1]] + diverged[i, j, own[0]] > 0)
                 gap = paired_gap(late[pairs], early[pairs])
-                test = equivalence(late[pairs], early[pairs], margin=margin)
+                test = equivalence(late[pairs], early[pairs], margin=float(margin[1]))
                 gaps[i, j] = (
                     *(gap.mean, gap.low, gap.high, gap.n, gap.diverged, test.p),
                     *(starts[own[0]], starts[own[-1]]),
@@ -133,7 +132,7 @@ class Advantage:
                     )
                     for name, values in references.items()
                 },
-                "margin": variable((), margin, points, "largest difference that counts as no gap, set beforehand"),
+                "margin": margin,
                 "planned": variable((), str(named or ""), "1", "the comparison that the plan of the sweep names"),
                 **{
                     f"planned_{name}": variable((), planned[place], unit, text)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import plots
 from . import arms
-from .comparisons import by_seed
+from .comparisons import by_seed, margin_of
 from .groups import Group, beside, groups, missing
 from .over_seeds import finite, mean, means, numbers, stored
 from .recorded import Datasets, Table, variable
@@ -101,6 +101,7 @@ class Collapse:
                     for name, values in results.items()
                 },
                 "diverged": variable(("group", "network", "seed"), lost, "1", "1 where the run diverged"),
+                "margin": margin_of(source),
                 **{
                     f"accuracy_{name}": variable(("group", "network"), intervals[..., place], "percent", text)
                     for place, (name, text) in enumerate(
@@ -311,7 +312,6 @@ def _compared(
 
 def _loss_text(one: xr.Dataset) -> list[str]:
     """Down to which length the dense accuracy is kept, and from which on it is lost."""
-    from ..analysis.advantage import EQUIVALENCE_MARGIN
     from ..analysis.collapse import kept_and_lost, standing
 
     chosen = one.isel(network=np.flatnonzero((one["origin"].values == "extracted") & np.isfinite(one["loss_n"].values)))
@@ -320,14 +320,14 @@ def _loss_text(one: xr.Dataset) -> list[str]:
     if not order:
         return ["there is no dense network beside the extracted ones, so a loss cannot be judged."]
     losses = [stored(chosen.isel(network=place), "loss") for place in order]
-    kept, lost = kept_and_lost([standing(loss) for loss in losses])
+    kept, lost = kept_and_lost([standing(loss, margin=float(one["margin"])) for loss in losses])
     dense = one.sel(network=DENSE)
     head = f"the dense network reaches {float(dense['accuracy_mean']):.1f} % at NAPL {measured(dense['napl'].values)}"
 
     def at(place: int) -> str:
         return f"NAPL {lengths[order[place]]:.3g} ({losses[place].mean:+.1f} points, {bounds(losses[place])})"
 
-    margin = f"{EQUIVALENCE_MARGIN:g} point"
+    margin = f"{float(one['margin']):g} point"
     words = [
         f"already at {at(0)} it cannot be said to be kept to within {margin}"
         if kept is None

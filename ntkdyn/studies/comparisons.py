@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arms
+from .recorded import variable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,6 +133,19 @@ def p_words(p: float) -> str:
     ('p = 0.012', 'p < 0.001')
     """
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def margin_of(sweep: Sweep, unit: str = "accuracy points") -> tuple[Any, ...]:
+    """Return the largest difference that counts as none, as a dataset variable in that unit.
+
+    The margin of the sweep's plan where that is in the same unit, else ``EQUIVALENCE_MARGIN``.
+    """
+    from ..analysis.advantage import EQUIVALENCE_MARGIN
+
+    named = sweep.primary
+    margin = named.margin if named is not None and named.unit == unit else None
+    value = EQUIVALENCE_MARGIN if margin is None else margin
+    return variable((), value, unit, "largest difference that counts as none, set beforehand")
 
 
 def named_differences(sweep: Sweep, named: PrimaryComparison, seeds: Sequence[int]) -> NDArray[np.float64]:

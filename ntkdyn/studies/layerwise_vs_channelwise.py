@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import plots
 from . import arms
-from .comparisons import by_seed, p_words
+from .comparisons import by_seed, margin_of, p_words
 from .groups import Group, beside, groups, missing
 from .over_seeds import finite, mean, means, numbers, stored
 from .recorded import Datasets, Table, variable
@@ -92,6 +92,7 @@ class LayerwiseVsChannelwise:
                 "diverged": variable(
                     (*dims, "seed"), np.nan_to_num(results["diverged"]), "1", "1 where the run diverged"
                 ),
+                "margin": margin_of(source),
                 "dense_accuracy": variable(
                     (*dims[:2], "seed"), dense["test_accuracy"], "percent", "final accuracy of the dense network"
                 ),
@@ -146,7 +147,7 @@ class LayerwiseVsChannelwise:
             for group in dataset["group"].values:
                 one = dataset.sel(group=group)
                 values = finite(one["mean_gap"].values)
-                test = equivalence(values, np.zeros(len(values)))
+                test = equivalence(values, np.zeros(len(values)), margin=float(one["margin"]))
                 text = difference(
                     "networks linearized channel by channel", "those layer by layer", mean_interval(values), test
                 )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import plots
 from . import arms
-from .comparisons import by_seed
+from .comparisons import by_seed, margin_of
 from .groups import Group, beside, groups, missing
 from .over_seeds import finite, mean, means, numbers, stored
 from .recorded import Datasets, Table, kernel_sets, path_of, trace_kernels, variable
@@ -102,6 +102,7 @@ class LinearizedTraining:
                     ("group", "start_epoch", "seed"), reached, "percent", "test accuracy of the network at t"
                 ),
                 "diverged": variable((*dims, "seed"), diverged, "1", "1 where the run diverged"),
+                "margin": margin_of(source),
                 **{
                     f"accuracy_{end}": variable(dims, intervals[..., place], "percent", f"{end} of 95 %")
                     for place, end in enumerate(ends)
@@ -259,7 +260,7 @@ def _drift(sweep: Sweep, found: list[Group], starts: list[float], seeds: list[in
 
 def _advantage_text(one: xr.Dataset, text: str) -> str:
     """At which starts a child loses, and from which on it does not."""
-    from ..analysis.advantage import EQUIVALENCE_MARGIN, Interval
+    from ..analysis.advantage import Interval
     from ..analysis.collapse import kept_and_lost, standing
 
     found = {float(start): stored(one.sel(start_epoch=start), "advantage") for start in one["start_epoch"].values}
@@ -269,8 +270,8 @@ def _advantage_text(one: xr.Dataset, text: str) -> str:
     starts = sorted(losses, reverse=True)
     # A loss of the child is the advantage with its sign turned.
     turned = [Interval(-loss.mean, -loss.high, -loss.low, loss.n) for loss in (losses[start] for start in starts)]
-    kept, lost = kept_and_lost([standing(loss) for loss in turned])
-    margin = f"{EQUIVALENCE_MARGIN:g} point"
+    kept, lost = kept_and_lost([standing(loss, margin=float(one["margin"])) for loss in turned])
+    margin = f"{float(one['margin']):g} point"
 
     def at(place: int) -> str:
         loss = losses[starts[place]]
@@ -296,7 +297,7 @@ def _between_texts(one: xr.Dataset) -> list[str]:
     for start in dict.fromkeys((both[0], both[-1]) if both else ()):
         accuracy = one["accuracy"].sel(start_epoch=start)
         values = finite((accuracy.sel(child="weights") - accuracy.sel(child="units")).values)
-        test = equivalence(values, np.zeros(len(values)))
+        test = equivalence(values, np.zeros(len(values)), margin=float(one["margin"]))
         words = difference("children linear in the weights", "those linear in most units", mean_interval(values), test)
         lines.append(f"exploratory, both from t = {start:g}: {words}.")
     return lines

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import plots
 from . import arms
-from .comparisons import by_seed
+from .comparisons import by_seed, margin_of
 from .groups import Group, beside, groups, missing
 from .over_seeds import finite, mean, means, numbers, stored
 from .recorded import Datasets, Table, variable
@@ -117,6 +117,7 @@ class Translation:
                     "1",
                     "p of sign flips, adjusted over all contrasts (max-T)",
                 ),
+                "margin": margin_of(source, "BLEU"),
                 "least_p": variable(
                     (), 1 / together.flips if together is not None else np.nan, "1", "least p that so many seeds allow"
                 ),
@@ -170,9 +171,10 @@ class Translation:
                     f"networks linearized from epoch {float(one['late']):g} on",
                     f"those from epoch {float(one['early']):g} on",
                     stored(one, "gap"),
-                    equivalence(values, np.zeros(len(values))),
+                    equivalence(values, np.zeros(len(values)), margin=float(dataset["margin"])),
+                    unit="BLEU",
                 )
-                lines.append(f"{line}: in BLEU, {text}.")
+                lines.append(f"{line}: {text}.")
             for contrast in dataset["contrast"].values:
                 if str(contrast) not in dataset["line"].values:
                     gap = stored(dataset.sel(contrast=contrast), "gap")
@@ -274,7 +276,7 @@ def _interactions(gaps: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.
 
 def _curve_text(one: xr.Dataset) -> str:
     """The least path length at which BLEU is kept, and what is left at the shortest."""
-    from ..analysis.advantage import EQUIVALENCE_MARGIN, paired_gap
+    from ..analysis.advantage import paired_gap
     from ..analysis.collapse import kept_and_lost, standing
 
     lengths, dense = means(one["napl"].values), one["curve_bleu"].sel(network="dense").values
@@ -288,12 +290,12 @@ def _curve_text(one: xr.Dataset) -> str:
         values = one["curve_bleu"].values[place]
         both = np.isfinite(values + dense)
         losses.append(paired_gap(values[both], dense[both]))
-    kept, lost = kept_and_lost([standing(loss) for loss in losses])
+    kept, lost = kept_and_lost([standing(loss, margin=float(one["margin"])) for loss in losses])
 
     def at(place: int) -> str:
         return f"NAPL {lengths[order[place]]:.3g} ({losses[place].mean:+.1f} BLEU, {bounds(losses[place])})"
 
-    margin = f"{EQUIVALENCE_MARGIN:g} BLEU"
+    margin = f"{float(one['margin']):g} BLEU"
     words = [
         f"that the dense network's BLEU is kept to within {margin} is not shown even at {at(0)}"
         if kept is None

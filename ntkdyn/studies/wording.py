@@ -24,25 +24,25 @@ def bounds(interval: Interval) -> str:
     return f"95 % interval {interval.low:.1f} to {interval.high:.1f}, n = {interval.n}"
 
 
-def difference(first: str, second: str, gap: Interval, test: Equivalence) -> str:
+def difference(first: str, second: str, gap: Interval, test: Equivalence, unit: str = "points") -> str:
     """Say which of two kinds of networks ends higher, that none does beyond a margin, or that it cannot be said.
 
-    Args: first, second: in the plural.  gap: first - second in accuracy points.  test: of the same pairs.
+    Args: first, second: in the plural.  gap: first - second.  test: of the same pairs.  unit: of both.
     """
     if gap.n == 0:
         return f"{first} and {second} cannot be compared: no pair of runs"
     if gap.n == 1:
-        return f"{first} and {second}: one pair of runs only ({gap.mean:+.1f} points), nothing can be judged"
+        return f"{first} and {second}: one pair of runs only ({gap.mean:+.1f} {unit}), nothing can be judged"
     if test.equivalent:
         return (
-            f"{first} and {second} differ by no more than {test.margin:g} points ({gap.mean:+.1f}; two one-sided tests "
+            f"{first} and {second} differ by no more than {test.margin:g} {unit} ({gap.mean:+.1f}; two one-sided tests "
             f"at 5 %; {bounds(gap)})"
         )
     if gap.sign:
         direction = "higher" if gap.sign > 0 else "lower"
-        return f"{first} end {direction} than {second} by {abs(gap.mean):.1f} points ({bounds(gap)})"
+        return f"{first} end {direction} than {second} by {abs(gap.mean):.1f} {unit} ({bounds(gap)})"
     return (
-        f"{first} and {second} are not distinguishable ({gap.mean:+.1f} points, {bounds(gap)}), which is no proof of "
+        f"{first} and {second} are not distinguishable ({gap.mean:+.1f} {unit}, {bounds(gap)}), which is no proof of "
         "equality"
     )
 
