@@ -21,8 +21,8 @@ from ntkdyn.store.writer import RunWriter
 
 SEED = 20261125
 BRANCH_OFFSET = 1000
-# Without --long every 19th point is taken.
-_STRIDE = 19
+# Without --long every 29th point is taken.
+_STRIDE = 29
 
 
 def kernel(step: int, branch: int) -> np.ndarray[Any, Any]:

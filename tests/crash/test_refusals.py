@@ -88,7 +88,7 @@ def test_training_ends_well_whichever_call_fails(
         assert trained(tmp_path / "whole") == expected
     whole = RunReader.open(tmp_path / "whole")
     everything = request.config.getoption("--long")
-    numbers = range(start + 1, counting.calls + 1, 1 if everything else 53)
+    numbers = range(start + 1, counting.calls + 1, 1 if everything else 97)
     runs = 0
     for code in (errno.ENOSPC, errno.EIO):
         for forever in (False, True):

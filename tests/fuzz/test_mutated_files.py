@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-KINDS = {"recordings": 2000, "manifests": 1000, "locks": 400, "checkpoints": 600, "tensors": 200}
+KINDS = {"recordings": 1000, "manifests": 500, "locks": 200, "checkpoints": 300, "tensors": 100}
 
 
 def target_of(harness: Any, kind: str, folder: Path) -> Any:
@@ -35,7 +35,7 @@ def test_mutated_files_are_refused_or_right(
     harness: Any, memory: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str],
     kind: str,
 ) -> None:  # fmt: skip
-    files = KINDS[kind] * (50 if request.config.getoption("--long") else 1)
+    files = KINDS[kind] * (100 if request.config.getoption("--long") else 1)
     target = target_of(harness, kind, tmp_path / "origin")
     target.learn(memory)
     sources = list(target.originals.values())
