@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..adam import Adam
 from ..checkpoint import Checkpoint
 from ..datasets import Dataset, TrainingData, probe_batch, stream_seed
 from ..errors import ConfigurationError, MissingDevice, TraceError
@@ -18,7 +19,7 @@ from ..gates import learn_slopes, nonlinear_units, weights
 from ..paths import path_lengths
 from ..recorder import Recorder
 from ..schedule import Schedule
-from ..training_loop import Batches, TrainingLoop, adam, evaluate, linear_tail
+from ..training_loop import Batches, TrainingLoop, evaluate, linear_tail
 from .networks import build_network, load_network
 from .settings import DataSettings, TrainingSettings
 from .training_data import AUGMENTATION, CALIBRATION, Augmented, load_data, relabeled, steps_per_epoch
@@ -86,7 +87,7 @@ class Training:
         """Return the configured optimizer; weight decay never acts on slopes, which are not given to it."""
         config = self.config
         if config.optimizer == "adam":
-            return adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+            return Adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         return torch.optim.SGD(
             parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..adam import Adam
 from ..clone import structural_clone
 from ..datasets import SentencePairs, parallel_text
 from ..errors import ConfigurationError
@@ -18,7 +19,7 @@ from ..experiment import RecorderFactory
 from ..gates import learn_slopes, weights
 from ..recorder import Recorder
 from ..schedule import Schedule
-from ..training_loop import Batches, TrainingLoop, adam, linear_tail
+from ..training_loop import Batches, TrainingLoop, linear_tail
 from .decoding import bleu, greedy
 from .networks import Transformer
 from .networks.transformer import PADDING
@@ -86,7 +87,7 @@ class TranslationTraining:
         place(model, config)
         learn_slopes(model, False)
         parameters = list(weights(model).values())
-        return model, adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+        return model, Adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
     def loop(
         self,

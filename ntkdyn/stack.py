@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from .adam import AVERAGES, Adam, FusedSteps
 from .chain import WHOLE_LINES, Chain, StackedChain
 from .experiment import Stage
 from .training_loop import TrainingLoop
 
-_AVERAGES = ("exp_avg", "exp_avg_sq")
 _requires_grad = operator.attrgetter("requires_grad")
 
 
@@ -34,17 +34,17 @@ def _rule(stage: Stage) -> Hashable:
     """What trainings must have in common beside their networks; None for those that are not stacked."""
     if not isinstance(stage, TrainingLoop) or stage.objective is not None:
         return None
-    groups = stage.optimizer.param_groups
-    if type(stage.optimizer) is not torch.optim.Adam or len(groups) > 1 or not groups[0]["fused"]:
+    if type(stage.optimizer) is not Adam or not stage.optimizer.is_plain:
         return None
     # Before a step somebody looks at gradients, which the optimizer does not have then, or has put one of his own.
     if stage.optimizer._optimizer_step_pre_hooks or "step" in vars(stage.optimizer):
         return None
-    options = repr(sorted(_options(groups[0]).items()))
+    options = repr(sorted(_options(stage).items()))
     return stage.batch_size, stage.steps_per_epoch, stage.first_step, stage.last_step, stage.loss, options
 
 
-def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+def _options(loop: TrainingLoop) -> dict[str, Any]:
+    group = loop.optimizer.param_groups[0]
     return {name: value for name, value in group.items() if name not in ("params", "lr")}
 
 
@@ -63,7 +63,7 @@ class Stack:
         self._learn = [one.requires_grad for one in self._tensors[0]] * len(self._tensors)
         self._stacked = StackedChain(self._chains)
         self._places = [one.data_ptr() for one in self._all]
-        self._options = _options(loops[0].optimizer.param_groups[0])
+        self._options = _options(loops[0])
         stepped = {id(one) for loop in loops for one in _parameters(loop)}
         weights = [(stack, parts) for stack, parts in self._stacked.weights if id(parts[0]) in stepped]
         # Loops over numbers treat the last few, which fill no register, otherwise; in a stack these would be others.
@@ -71,17 +71,17 @@ class Stack:
         self._small = [(stack, parts) for stack, parts in weights if parts[0].numel() % WHOLE_LINES]
         self._stack_of = {part: stack for stack, parts in self._large for part in parts}
         small = [part for _, parts in self._small for part in parts]
-        self._adam = _adam(loops[0], [*(stack for stack, _ in self._large), *small])
-        for stack, parts in self._large:
-            states = [loop.optimizer.state.get(part, {}) for loop, part in zip(loops, parts, strict=True)]
-            if states[0]:
-                averages = {name: torch.stack([state[name] for state in states]) for name in _AVERAGES}
-                self._adam.state[stack] = {"step": states[0]["step"].clone(), **averages}
-        for loop in loops:
-            for part in _parameters(loop):
-                if part in loop.optimizer.state and part not in self._stack_of:
-                    self._adam.state[part] = loop.optimizer.state[part]
-        self._share_averages()
+        states: dict[Tensor, Mapping[str, Tensor]] = {
+            part: loop.optimizer.state.get(part, {}) for loop in loops for part in _parameters(loop)
+        }
+        of_stacks = [_stacked_states([states[part] for part in parts]) for _, parts in self._large]
+        self._steps = FusedSteps(
+            [*(stack for stack, _ in self._large), *small],
+            self._options,
+            [*of_stacks, *(states[part] for part in small)],
+        )
+        self._states = _states(loops)
+        self._shared = False
 
     @classmethod
     def of(cls, loops: Sequence[TrainingLoop], batches: Sequence[tuple[Any, Tensor]]) -> Stack | None:
@@ -112,9 +112,8 @@ class Stack:
             list(map(_requires_grad, self._all)) == self._learn
             and list(map(Tensor.data_ptr, self._all)) == self._places
             and all(_rate(loop) == rate for loop in loops)
-            and all(_options(loop.optimizer.param_groups[0]) == self._options for loop in loops)
-            # By their values: a key is a tensor, which is slow to be looked up.
-            and all(map(_same, [list(loop.optimizer.state.values()) for loop in loops], self._states))
+            and all(_options(loop) == self._options for loop in loops)
+            and all(map(_same, _states(loops), self._states))
         )
 
     def losses(self, batches: Sequence[tuple[Any, Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
@@ -125,37 +124,34 @@ class Stack:
     def step(self, send_back: Callable[[], None]) -> None:
         """Move all weights."""
         send_back()
-        self._adam.param_groups[0]["lr"] = _rate(self._loops[0])
         for stack, parts in self._small:
             for number, part in enumerate(parts):
                 part.grad = _part(stack.grad, number)
-        known = len(self._adam.state)
-        self._adam.step()
+        self._steps.step(_rate(self._loops[0]))
         for _, parts in self._small:
             for part in parts:
                 part.grad = None
-        if len(self._adam.state) > known:
+        if not self._shared:
             self._share_averages()
 
     def part(self) -> None:
         """Give every loop tensors of its own again."""
         self._stacked.part()
-        for _, parts in self._large:
-            for loop, part in zip(self._loops, parts, strict=True):
-                if part in loop.optimizer.state:
-                    state = loop.optimizer.state[part]
-                    loop.optimizer.state[part] = {name: value.clone() for name, value in state.items()}
+        for loop in self._loops:
+            for part, state in loop.optimizer.state.items():
+                loop.optimizer.state[part] = {name: value.clone() for name, value in state.items()}
 
     def _share_averages(self) -> None:
         # In the order in which the optimizer of a loop would make them, which is that of its checkpoint.
         for number, loop in enumerate(self._loops):
             for part in _parameters(loop):
-                state = self._adam.state.get(self._stack_of.get(part, part))
+                state = self._steps.states.get(self._stack_of.get(part, part))
                 if state and part in self._stack_of:
-                    state = {"step": state["step"], **{name: state[name][number] for name in _AVERAGES}}
+                    state = {"step": state["step"], **{name: state[name][number] for name in AVERAGES}}
                 if state:
                     loop.optimizer.state[part] = state
-        self._states: list[list[Any]] = [list(loop.optimizer.state.values()) for loop in self._loops]
+        self._states = _states(self._loops)
+        self._shared = True
 
     def _keeps_every_bit(self, batches: Sequence[tuple[Any, Tensor]]) -> bool:
         """Whether losses, gradients and one step of Adam are those that each chain has by itself; nothing is moved.
@@ -166,7 +162,8 @@ class Stack:
         losses, send_back = self.losses(batches)
         send_back()
         stacks = [_copy(stack) for stack, _ in self._large]
-        _step_of_copies(self._loops[0], stacks, [self._adam.state.get(stack) for stack, _ in self._large])
+        of_stacks = [_copies(self._steps.states.get(stack, {})) for stack, _ in self._large]
+        FusedSteps(stacks, self._options, of_stacks).step(_rate(self._loops[0]))
         same = True
         for number, (loop, chain, batch) in enumerate(zip(self._loops, self._chains, batches, strict=True)):
             slopes = [slope for slope in self._tensors[number] if slope.grad is not None]
@@ -179,7 +176,10 @@ class Stack:
             same &= _same_bits([slope.grad for slope in slopes], of_slopes)
             large = [parts[number] for _, parts in self._large]
             copies = [_copy(part) for part in large]
-            _step_of_copies(loop, copies, [loop.optimizer.state.get(part) for part in large])
+            adam = Adam(copies, learning_rate=_rate(loop))
+            adam.param_groups[0].update(_options(loop))
+            adam.state.update(zip(copies, [_copies(loop.optimizer.state.get(part, {})) for part in large], strict=True))
+            adam.step()
             same &= _same_bits(copies, [stack[number] for stack in stacks])
         self._forget_gradients()
         return same
@@ -226,25 +226,23 @@ def _shape(loop: TrainingLoop, batch: tuple[Any, Tensor]) -> Hashable:
     return repr((layers, steps, _rate(loop), inputs.shape, targets.shape, targets.dtype))
 
 
-def _adam(loop: TrainingLoop, parameters: Sequence[Tensor]) -> torch.optim.Adam:
-    """An optimizer like that of a loop, for other parameters."""
-    adam = torch.optim.Adam(parameters, fused=True)
-    adam.param_groups[0].update(_options(loop.optimizer.param_groups[0]), lr=_rate(loop))
-    return adam
+def _states(loops: Sequence[TrainingLoop]) -> list[list[Any]]:
+    # By their values: a key is a tensor, which is slow to be looked up.
+    return [list(loop.optimizer.state.values()) for loop in loops]
 
 
-def _step_of_copies(
-    loop: TrainingLoop, copies: Sequence[Tensor], states: Sequence[Mapping[str, Tensor] | None]
-) -> None:
-    adam = _adam(loop, copies)
-    for copy, state in zip(copies, states, strict=True):
-        if state:
-            adam.state[copy] = {name: value.clone() for name, value in state.items()}
-    adam.step()
+def _stacked_states(states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    if not states[0]:
+        return {}
+    return {"step": states[0]["step"], **{name: torch.stack([one[name] for one in states]) for name in AVERAGES}}
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone().requires_grad_()
+    copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     copy.grad = tensor.grad
     return copy
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ntkdyn.adam import Adam
 from ntkdyn.chain import chain_of
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import DivergedTraining
 from ntkdyn.experiments.networks import GatedMLP
 from ntkdyn.gates import Gate, gates
-from ntkdyn.training_loop import TrainingLoop, adam
+from ntkdyn.training_loop import TrainingLoop
 
 
 def chain(*, inputs: int = 7, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -184,7 +185,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, *, by_hand: bool) -> list[Tensor]:
     monkeypatch.setattr("ntkdyn.training_loop.chain_of", noted)
     TrainingLoop(
         model=model,
-        optimizer=adam([one for name, one in model.named_parameters() if "slope" not in name], learning_rate=1e-2),
+        optimizer=Adam([one for name, one in model.named_parameters() if "slope" not in name], learning_rate=1e-2),
         epoch_data=lambda epoch: data,
         batch_size=32,
         steps_per_epoch=3,
@@ -208,7 +209,7 @@ def test_divergence_takes_no_step() -> None:
     with pytest.raises(DivergedTraining):
         TrainingLoop(
             model=model,
-            optimizer=adam(model.parameters(), learning_rate=1.0),
+            optimizer=Adam(model.parameters(), learning_rate=1.0),
             epoch_data=lambda epoch: data,
             batch_size=4,
             steps_per_epoch=1,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ntkdyn.adam import Adam
 from ntkdyn.checkpoint import load
 from ntkdyn.configuration import configure, parse_assignment, parse_settings
 from ntkdyn.datasets import Dataset
@@ -20,7 +21,7 @@ from ntkdyn.errors import ConfigurationError, DivergedTraining, RecordingExists
 from ntkdyn.experiment import RecorderFactory, run_experiment
 from ntkdyn.results import Run
 from ntkdyn.schedule import at_steps, every
-from ntkdyn.training_loop import TrainingLoop, adam, evaluate, evaluate_batches, linear_tail
+from ntkdyn.training_loop import TrainingLoop, evaluate, evaluate_batches, linear_tail
 
 
 class Settings(BaseModel):
@@ -130,11 +131,11 @@ def test_a_branch_equals_uninterrupted_training(step: int, tmp_path: Path) -> No
     rate = linear_tail(0.01, total_steps=20, tail_steps=8)
     torch.manual_seed(0)
     model = network()
-    optimizer = adam(model.parameters(), learning_rate=0.01)
+    optimizer = Adam(model.parameters(), learning_rate=0.01)
     train(model, optimizer, learning_rate=rate, factory=RecorderFactory(tmp_path, checkpoint_steps=frozenset({step})))
     torch.manual_seed(99)
     branch = network()
-    branch_optimizer = adam(branch.parameters(), learning_rate=0.01)
+    branch_optimizer = Adam(branch.parameters(), learning_rate=0.01)
     checkpoint = load(tmp_path / "checkpoints" / str(step))
     checkpoint.restore(branch, branch_optimizer)
     train(branch, branch_optimizer, learning_rate=rate, first_step=checkpoint.step)
@@ -196,7 +197,7 @@ def test_inputs_may_be_several_tensors() -> None:
 
 def test_the_hooks_are_gone_on_every_way_out() -> None:
     model = network()
-    optimizer = adam(model.parameters(), learning_rate=0.01)
+    optimizer = Adam(model.parameters(), learning_rate=0.01)
     train(model, optimizer)
     with pytest.raises(ZeroDivisionError):
         train(model, optimizer, after_step=lambda step: 1 // 0)
@@ -207,7 +208,7 @@ def test_divergence_is_named_and_the_weights_stay() -> None:
     model = nn.Linear(4, 3)
     before = model.weight.detach().clone()
     with pytest.raises(DivergedTraining, match="found loss nan at step 0, expected a finite number"):
-        train(model, adam(model.parameters(), learning_rate=0.01), loss=lambda y, t: y.sum() * math.nan)
+        train(model, Adam(model.parameters(), learning_rate=0.01), loss=lambda y, t: y.sum() * math.nan)
     assert torch.equal(model.weight, before)
 
 
@@ -238,7 +239,7 @@ class Toy:
     def run(self, config: Settings, *, seed: int, recorder: RecorderFactory, start: Any = None) -> dict[str, float]:
         torch.manual_seed(seed)
         model = nn.Linear(4, 3)
-        optimizer = adam(model.parameters(), learning_rate=config.rate)
+        optimizer = Adam(model.parameters(), learning_rate=config.rate)
         data = samples(0)
         recording = recorder(
             model,

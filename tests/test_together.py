@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkdyn import stack
+from ntkdyn.adam import Adam
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import DivergedTraining
 from ntkdyn.experiment import Stages, finish
@@ -23,7 +24,7 @@ from ntkdyn.experiments.networks import GatedMLP
 from ntkdyn.gates import gates, learn_slopes, weights
 from ntkdyn.recorder import Recorder
 from ntkdyn.together import finish_together
-from ntkdyn.training_loop import TrainingLoop, adam
+from ntkdyn.training_loop import TrainingLoop
 
 STEPS, PER_EPOCH = 14, 4
 
@@ -44,7 +45,7 @@ class Seed:
         self.seed, self.bad_from, self.after = seed, bad_from, after
         self.model = GatedMLP(8, 10, width=width, depth=2)
         learn_slopes(self.model, False)
-        self.optimizer = adam(weights(self.model).values(), learning_rate=1e-2)
+        self.optimizer = Adam(weights(self.model).values(), learning_rate=1e-2)
         self.drawn: list[float] = []
 
     def epoch(self, epoch: int) -> Dataset:

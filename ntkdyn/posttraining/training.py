@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..adam import Adam
 from ..errors import ConfigurationError, DivergedTraining
 from ..gates import gates, learn_slopes
 from ..kernel.problem import default_forward
@@ -20,7 +21,7 @@ from ..linearization import Linearizer
 from ..progress import Progress, progress_bar
 from ..recorder import Recorder
 from ..recorder.snapshots import has_running_norms, reestimate
-from ..training_loop import Loss, adam, linear_tail
+from ..training_loop import Loss, linear_tail
 from .batches import Batch
 from .curve import Meter, Phase, Point
 from .settings import Settings, counts
@@ -147,7 +148,7 @@ class PostTraining:
             )
         settings = self.settings
         if settings.optimizer == "adam":
-            return adam(weights, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
+            return Adam(weights, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
         return torch.optim.SGD(
             weights, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -308,8 +309,11 @@ class Recorder:
             interruption.stepping = True
             rates.before_step(optimizer)
 
-        # Where the step of an optimizer is compiled, its hooks are traced with it.
-        take = torch.compiler.disable(self._take_or_fail)  # type: ignore[no-untyped-call]
+        take = self._take_or_fail
+        # Where the step of an optimizer is compiled, its hooks are traced with it. The optimizers of torch have loaded
+        # its compiler already; where nobody has, it would take a second.
+        if "torch._dynamo" in sys.modules:
+            take = torch.compiler.disable(take)  # type: ignore[no-untyped-call]
 
         def applied(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
             interruption.stepping = False

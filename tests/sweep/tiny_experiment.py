@@ -9,12 +9,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from ntkdyn.adam import Adam
 from ntkdyn.checkpoint import Checkpoint
 from ntkdyn.datasets import Dataset
 from ntkdyn.experiment import RecorderFactory
 from ntkdyn.gates import Gate
 from ntkdyn.schedule import every
-from ntkdyn.training_loop import TrainingLoop, adam
+from ntkdyn.training_loop import TrainingLoop
 
 
 class Settings(BaseModel):
@@ -53,7 +54,7 @@ class Tiny:
         data = Dataset(torch.randn(8, 3, generator=generator), torch.arange(8) % 2, 2)
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(3, 4), Gate(4), nn.Linear(4, 2))
-        optimizer = adam(model.parameters(), learning_rate=config.rate)
+        optimizer = Adam(model.parameters(), learning_rate=config.rate)
         first = 0
         if start is not None:
             start.restore(model, optimizer)
