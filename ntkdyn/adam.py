@@ -35,7 +35,15 @@ class Adam(torch.optim.Adam):
         """Whether it is as it was made, but for learning rate, betas, eps and weight decay; see ``FusedSteps``."""
         return len(self.param_groups) == 1 and not any(
             self.param_groups[0][name] != self.defaults[name]
-            for name in ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused")
+            for name in (
+                "amsgrad",
+                "maximize",
+                "foreach",
+                "capturable",
+                "differentiable",
+                "fused",
+                "decoupled_weight_decay",
+            )
         )
 
 

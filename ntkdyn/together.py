@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, TextIO, cast
@@ -19,13 +20,28 @@ from .stack import Stack, alike, tell_of_step
 from .training_loop import TrainingLoop
 
 
+class _Turn:
+    """One run's turn: what is random, and what is said, is its own. Looked after by hand, as every step has one."""
+
+    def __init__(self, said: TextIO) -> None:
+        self._said = said
+        self._random = torch.default_generator.get_state()
+
+    def __enter__(self) -> None:
+        self._stderr, sys.stderr = sys.stderr, self._said
+        torch.default_generator.set_state(self._random)
+
+    def __exit__(self, *_: object) -> None:
+        self._random = torch.default_generator.get_state()
+        sys.stderr = self._stderr
+
+
 class _Member:
-    """One run: its stages, its state of torch's generator, and where it writes warnings to."""
+    """One run: its stages, and its turns."""
 
     def __init__(self, stages: Stages, said: TextIO) -> None:
         self._stages = stages
-        self._said = said
-        self._random = torch.get_rng_state()
+        self.turn = _Turn(said)
         self.stage: Stage | None = None
         self.batch: tuple[Any, Tensor] | None = None
         self.failure: BaseException | None = None
@@ -36,19 +52,9 @@ class _Member:
         return cast(TrainingLoop, self.stage)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """What is random, and what is said, is this run's own."""
-        torch.set_rng_state(self._random)
-        try:
-            with redirect_stderr(self._said):
-                yield
-        finally:
-            self._random = torch.get_rng_state()
-
-    @contextmanager
     def trying(self) -> Iterator[None]:
         """A turn in which an exception is noted."""
-        with self.turn():
+        with self.turn:
             try:
                 yield
             except Exception as error:
@@ -62,7 +68,7 @@ class _Member:
     def go_on(self) -> None:
         """Go to the next stage or to the end, told how the last stage failed."""
         failure, self.failure = self.failure, None
-        with self.turn():
+        with self.turn:
             try:
                 self.stage = next(self._stages) if failure is None else self._stages.throw(failure)
             except StopIteration as end:
@@ -73,13 +79,24 @@ class _Member:
     def draw(self) -> None:
         """Draw the batch of the next step, if there is one."""
         with self.trying():
-            self.batch = self.loop.batch() if self.loop.step < self.loop.last_step else None
+            self.batch = self._drawn()
+
+    def go_along(self) -> None:
+        """Do what follows a step that the stack took, and draw the next batch."""
+        self.batch = None
+        with self.trying():
+            tell_of_step(self.loop.optimizer)
+            self.loop.applied()
+            self.batch = self._drawn()
+
+    def _drawn(self) -> tuple[Any, Tensor] | None:
+        return self.loop.batch() if self.loop.step < self.loop.last_step else None
 
     def leave(self, interruption: BaseException | None) -> None:
         """Tell stages that are not done what interrupts them."""
         if self.stage is None:
             return
-        with self.turn(), suppress(BaseException):
+        with self.turn, suppress(BaseException):
             self._stages.throw(self.failure or interruption or GeneratorExit())
 
 
@@ -117,7 +134,8 @@ def finish_together(runs: Sequence[tuple[Stages, TextIO]]) -> list[Mapping[str, 
 
 def _train(members: Sequence[_Member]) -> None:
     """Train all loops from begin to end."""
-    with _handlers_of_before() as handlers, ExitStack() as contexts:
+    interruptions = _Interruptions()
+    with ExitStack() as contexts:
         begun = []
         for member in members:
             context = member.loop.begun()
@@ -126,8 +144,8 @@ def _train(members: Sequence[_Member]) -> None:
                 # The last one is left first: each has put its handlers of signals over those of the one before.
                 contexts.push(partial(_leave, member, context))
                 begun.append(member)
-        with handlers():
-            _advance(begun)
+        with interruptions:
+            _advance(begun, interruptions)
 
 
 def _leave(
@@ -145,7 +163,7 @@ def _leave(
             context.__exit__(type(failure), failure, failure.__traceback__)
 
 
-def _advance(members: Sequence[_Member]) -> None:
+def _advance(members: Sequence[_Member], interruptions: _Interruptions) -> None:
     """Take all steps: together as long as that can be, then one after the other."""
     present = list(members)
     stack: Stack | None = None
@@ -178,13 +196,10 @@ def _advance(members: Sequence[_Member]) -> None:
                     member.failure = error
             # The others take this step without those that diverge.
             if all(member.failure is None for member in present):
-                with _undisturbed():
+                with interruptions.held():
                     stack.step(send_back)
                     for member in present:
-                        member.batch = None
-                        with member.trying():
-                            tell_of_step(member.loop.optimizer)
-                            member.loop.applied()
+                        member.go_along()
     finally:
         if stack is not None:
             stack.part()
@@ -195,51 +210,56 @@ def _advance(members: Sequence[_Member]) -> None:
                 member.batch = None
 
 
-@contextmanager
-def _handlers_of_before() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """What puts the handlers that signals have here in the place of those that come later.
+class _Interruptions:
+    """The handlers of SIGINT and SIGTERM that there were at first, in the place of those that came later.
 
-    A recorder keeps a signal until a step of its own network is done, and for good where that step has failed.
+    A recorder keeps a signal until a step of its own network is done, and for good where that step has failed. Here a
+    signal waits while some networks are at no step: between that of the stack and the last one that is told of it.
     """
-    # Python takes handlers of its main thread alone.
-    here = threading.current_thread() is threading.main_thread()
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)} if here else {}
+
+    def __init__(self) -> None:
+        # Python takes handlers of its main thread alone.
+        here = threading.current_thread() is threading.main_thread()
+        handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)} if here else {}
+        # None: set by another language.
+        self._first: dict[int, Any] = {one: handler for one, handler in handlers.items() if handler is not None}
+        self._later: dict[int, Any] = {}
+        self._held = False
+        self._waiting: list[int] = []
+
+    def __enter__(self) -> None:
+        for one, handler in self._first.items():
+            # Ignored signals stay ignored.
+            self._later[one] = signal.signal(one, handler if handler is signal.SIG_IGN else self._receive)
+
+    def __exit__(self, *_: object) -> None:
+        for one, handler in self._later.items():
+            signal.signal(one, handler)
 
     @contextmanager
-    def put_back() -> Iterator[None]:
-        later = {
-            one: signal.signal(one, _end if one == signal.SIGTERM and handler is signal.SIG_DFL else handler)
-            for one, handler in before.items()
-            if handler is not None
-        }
+    def held(self) -> Iterator[None]:
+        """Let signals wait."""
+        self._held = True
         try:
             yield
         finally:
-            for one, handler in later.items():
-                signal.signal(one, handler)
+            self._held = False
+            while self._waiting:
+                self._hand_on(self._waiting.pop(0), None)
 
-    yield put_back
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._held:
+            self._waiting.append(number)
+        else:
+            self._hand_on(number, frame)
 
-
-def _end(number: int, frame: FrameType | None) -> None:
-    # So that what is open is closed.
-    raise SystemExit(128 + number)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Signals wait: between the step of the stack and the last one that is told of it, some networks are at no step."""
-    waiting: list[int] = []
-    previous: dict[int, Any] = {}
-    # Python takes handlers of its main thread alone.
-    if threading.current_thread() is threading.main_thread():
-        for one in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(one) not in (None, signal.SIG_IGN):
-                previous[one] = signal.signal(one, lambda number, frame: waiting.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        handler = self._first[number]
+        if callable(handler):
+            handler(number, frame)
+        elif number == signal.SIGTERM:
+            # So that what is open is closed.
+            raise SystemExit(128 + number)
+        else:
             signal.signal(number, handler)
-        for number in waiting:
             signal.raise_signal(number)
