@@ -43,8 +43,11 @@ class SlopeVector:
         self.total = sum(self.sizes)
         self.channel_wise = max(self.sizes) == 1
 
+    @torch.no_grad()
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensor.detach().to(tensors[0].device) for tensor in tensors])
+        devices = {tensor.device for tensor in tensors}
+        # In every step of a ramp, several times: moving tensors to where they are takes longer than joining them.
+        return torch.cat([tensor.to(tensors[0].device) for tensor in tensors] if len(devices) > 1 else list(tensors))
 
     def split(self, vector: Tensor) -> Iterator[tuple[str, Gate, Tensor]]:
         parts = torch.split(vector, [gate.slope.numel() for gate in self.gates.values()])

@@ -134,6 +134,31 @@ def test_every_bit_is_that_of_a_training_alone(stacked: list[int], width: int) -
     assert after == torch.rand(())
 
 
+@pytest.mark.parametrize("left_out", [(0, 0, 0), (2, 2, 2), (0, 3, 1)])
+def test_targets_that_are_left_out(stacked: list[int], left_out: tuple[int, ...]) -> None:
+    """Each loss is a mean over the targets of its own network that count."""
+
+    def seed(number: int) -> Seed:
+        one = Seed(number)
+        own = one.epoch
+
+        def epoch(number_of_it: int) -> Dataset:
+            data = own(number_of_it)
+            data.targets.view(PER_EPOCH, 8)[:, : left_out[number]] = -100
+            return data
+
+        one.epoch = epoch  # type: ignore[method-assign]
+        return one
+
+    found = [seed(number) for number in range(3)]
+    together(found)
+    assert stacked
+    for one in found:
+        alone = seed(one.seed)
+        finish(alone.stages())
+        assert_same(one, alone)
+
+
 def test_one_that_diverges_does_not_touch_the_others(stacked: list[int]) -> None:
     found = [Seed(seed, bad_from=2 if seed == 1 else 99) for seed in range(3)]
     outcomes, _ = together(found)
