@@ -39,6 +39,7 @@ class SlopeVector:
                 f"{caller}: {type(model).__name__} has no Gate; expected at least one; "
                 "call ntkdyn.gate_network(model) first"
             )
+        self._counts = [gate.slope.numel() for gate in self.gates.values()]
         self.sizes = [gate.units_per_slope for gate in self.gates.values() for _ in range(gate.slope.numel())]
         self.total = sum(self.sizes)
         self.channel_wise = max(self.sizes) == 1
@@ -50,7 +51,7 @@ class SlopeVector:
         return torch.cat([tensor.to(tensors[0].device) for tensor in tensors] if len(devices) > 1 else list(tensors))
 
     def split(self, vector: Tensor) -> Iterator[tuple[str, Gate, Tensor]]:
-        parts = torch.split(vector, [gate.slope.numel() for gate in self.gates.values()])
+        parts = vector.split_with_sizes(self._counts)
         return ((name, gate, part) for (name, gate), part in zip(self.gates.items(), parts, strict=True))
 
     def values(self) -> Tensor:
@@ -70,8 +71,8 @@ class SlopeVector:
     @torch.no_grad()
     def write(self, values: Tensor, linear: Tensor, freeze: Tensor) -> None:
         """Write the slopes; what is frozen (``linear``), and what freezes now, becomes exactly 1."""
-        for _, gate, part in self.split(torch.where(linear | freeze, 1.0, values)):
-            gate.slope.copy_(part)
+        written = torch.where(linear | freeze, 1.0, values)
+        torch._foreach_copy_([gate.slope for gate in self.gates.values()], written.split_with_sizes(self._counts))
         if bool(freeze.any()):
             for _, gate, mask in self.split(freeze):
                 gate.freeze(mask)

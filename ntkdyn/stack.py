@@ -64,6 +64,7 @@ class Stack:
         self._stacked = StackedChain(self._chains)
         self._places = [one.data_ptr() for one in self._all]
         self._options = _options(loops[0])
+        self._groups = [dict(loop.optimizer.param_groups[0]) for loop in loops]
         stepped = {id(one) for loop in loops for one in _parameters(loop)}
         weights = [(stack, parts) for stack, parts in self._stacked.weights if id(parts[0]) in stepped]
         # Loops over numbers treat the last few, which fill no register, otherwise; in a stack these would be others.
@@ -108,11 +109,15 @@ class Stack:
                 return False
             self._chains = chains
         rate = _rate(loops[0])
+        for loop, known in zip(loops, self._groups, strict=True):
+            known["lr"] = rate
+            group = loop.optimizer.param_groups[0]
+            # Lists of tensors cannot be compared by their values.
+            if group["params"] is not known["params"] or group != known:
+                return False
         return (
             list(map(_requires_grad, self._all)) == self._learn
             and list(map(Tensor.data_ptr, self._all)) == self._places
-            and all(_rate(loop) == rate for loop in loops)
-            and all(_options(loop) == self._options for loop in loops)
             and all(map(_same, _states(loops), self._states))
         )
 
