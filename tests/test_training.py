@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ntkdyn.adam import Adam
 from ntkdyn.configuration import configure
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import ConfigurationError, MissingDevice
@@ -138,7 +139,7 @@ def test_random_labels_of_a_fixed_set_stay(own: dict[str, Any]) -> None:
 
 
 def test_optimizers_own_the_weights_alone(own: dict[str, Any]) -> None:
-    for name, kind in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+    for name, kind in (("adam", Adam), ("sgd", torch.optim.SGD)):
         model, optimizer = training(own | {"optimizer": name, "weight_decay": 0.01, "momentum": 0.5}).build()
         assert type(optimizer) is kind
         assert optimizer.param_groups[0]["weight_decay"] == 0.01
