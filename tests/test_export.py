@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Run:
             Field(name="loss", dims=("sample",), shape=(80,), dtype="f8"),
         ],
     )
-    writer.write_arrays("probe_sets/test", {"targets": np.arange(3)}, dims={"targets": ("sample",)})
+    writer.write_arrays({"probe_sets/test": {"targets": np.arange(3)}}, dims={"probe_sets/test/targets": ("sample",)})
     for step in STEPS:
         kernel = np.arange(9, dtype="f4").reshape(3, 3) / 7 + step
         units = {

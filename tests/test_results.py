@@ -21,8 +21,8 @@ def writer(tmp_path: Path) -> RunWriter:
     for probe_set in ("train", "test"):
         kernel = Field(name="kernel", dims=("sample", "sample_2"), shape=(4, 4), coordinates={"sample": [3, 1, 4, 2]})
         recording.declare(f"ntk/{probe_set}", [kernel], attributes={"reduce": "trace"})
-        targets = {"targets": np.eye(4) * (2 if probe_set == "test" else 1)}
-        recording.write_arrays(f"probe_sets/{probe_set}", targets, dims={"targets": ("sample", "class")})
+    sets = {f"probe_sets/{name}": {"targets": np.eye(4) * scale} for name, scale in (("train", 1), ("test", 2))}
+    recording.write_arrays(sets, dims={f"{group}/targets": ("sample", "class") for group in sets})
     recording.declare("units", [Field(name="active", dims=("gate",), shape=(1,), dtype="i8")])
     recording.declare("odd/a", [Field(name="x")])
     recording.declare("odd/b", [Field(name="x")])

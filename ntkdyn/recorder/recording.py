@@ -101,9 +101,8 @@ class Recording:
         self._writer = RunWriter(self.path, manifest, after=after, same=_SAME, commit_every=self._commit_every)
         for line in self._writer.repaired:
             print(f"ntkdyn: {self.path}: repaired: {line}", file=sys.stderr)
-        for group, arrays in fixed.items():
-            if not self._writer.has_arrays(group):
-                _write_fixed(self._writer, group, arrays)
+        missing = {group: arrays for group, arrays in fixed.items() if not self._writer.has_arrays(group)}
+        self._writer.write_arrays(missing, dims=_fixed_dims(missing))
 
     def last_arrays(self) -> dict[str, tuple[int, dict[str, np.ndarray[Any, Any] | None]]]:
         """What the run holds already: group -> its last step and the arrays of that step, static ones too.
@@ -244,9 +243,12 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
 
-def _write_fixed(writer: RunWriter, group: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    dims = {name: ("sample", *(f"{name}_axis_{axis}" for axis in range(1, one.ndim))) for name, one in arrays.items()}
-    writer.write_arrays(group, arrays, dims=dims)
+def _fixed_dims(groups: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]) -> dict[str, tuple[str, ...]]:
+    return {
+        f"{group}/{name}": ("sample", *(f"{name}_axis_{axis}" for axis in range(1, one.ndim)))
+        for group, arrays in groups.items()
+        for name, one in arrays.items()
+    }
 
 
 @without_modes()

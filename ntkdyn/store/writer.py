@@ -190,31 +190,36 @@ class RunWriter:
 
     def write_arrays(
         self,
-        group: str,
-        arrays: Mapping[str, Any],
+        groups: Mapping[str, Mapping[str, Any]],
         *,
         dims: Mapping[str, tuple[str, ...]],
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> bool:
-        """Write arrays that belong to no step, such as a probe set, as one segment.
+        """Write arrays that belong to no step, such as the probe sets, as one segment.
 
-        Raises: ConfigurationError, ShapeError: as ``declare``.
+        Args: groups: group -> name -> array.  dims: "group/name" -> one name per axis.  attributes: of groups.
+        Raises: ConfigurationError, ShapeError: as ``declare``; nothing is written.
         """
-        if group.startswith("probe_sets/"):
-            files.check_name(group.removeprefix("probe_sets/"), "probe set")
-        given = {name: np.asarray(array) for name, array in arrays.items()}
-        fields = []
-        for name, array in given.items():
-            if name not in dims:
-                raise ConfigurationError(f"array '{group}/{name}': found no dims, expected one name per axis")
-            dtype = TEXT if array.dtype.kind in "UO" else array.dtype.str
-            fields.append(Field(name=name, dims=tuple(dims[name]), shape=array.shape, dtype=dtype, static=True))
-        declaration = declared(self._declarations, group, fields, attributes or {}, stepped=False)
-        statics = {name: fitting(declaration, declaration.fields[name], array) for name, array in given.items()}
-        part = Declaration(group, {name: declaration.fields[name] for name in given}, declaration.attributes, False)
-        block = Block(part, (), (), {}, statics)
-        self._declarations[group] = declaration
-        return self._outbox.add("static-0", [block], self._facts, lambda: None)
+        declarations = dict(self._declarations)
+        blocks = []
+        for group, arrays in groups.items():
+            if group.startswith("probe_sets/"):
+                files.check_name(group.removeprefix("probe_sets/"), "probe set")
+            given = {name: np.asarray(array) for name, array in arrays.items()}
+            fields = []
+            for name, array in given.items():
+                path = f"{group}/{name}"
+                if path not in dims:
+                    raise ConfigurationError(f"array '{path}': found no dims, expected one name per axis")
+                dtype = TEXT if array.dtype.kind in "UO" else array.dtype.str
+                fields.append(Field(name=name, dims=tuple(dims[path]), shape=array.shape, dtype=dtype, static=True))
+            named = (attributes or {}).get(group, {})
+            declaration = declarations[group] = declared(declarations, group, fields, named, stepped=False)
+            statics = {name: fitting(declaration, declaration.fields[name], array) for name, array in given.items()}
+            part = Declaration(group, {name: declaration.fields[name] for name in given}, declaration.attributes, False)
+            blocks.append(Block(part, (), (), {}, statics))
+        self._declarations.update(declarations)
+        return not blocks or self._outbox.add("static-0", blocks, self._facts, lambda: None)
 
     def commit(
         self,

@@ -112,8 +112,8 @@ def recordings(folder: Path) -> Target:
                                  Field(name="a/frozen", dims=("channel",), shape=(3,), dtype="?"),
                                  Field(name="note", dtype="str"),
                                  Field(name="n", dtype="i4", static=True)])  # fmt: skip
-        writer.write_arrays("probe_sets/test", {"x": np.eye(3), "label": np.array(["a", "é"])},
-                            dims={"x": ("n", "m"), "label": ("k",)})  # fmt: skip
+        writer.write_arrays({"probe_sets/test": {"x": np.eye(3), "label": np.array(["a", "é"])}},
+                            dims={"probe_sets/test/x": ("n", "m"), "probe_sets/test/label": ("k",)})  # fmt: skip
         for step in range(6):
             kernel = np.add.outer(np.arange(7.0), np.arange(7.0)).astype("f4") + step
             writer.commit(step, step / 2, {

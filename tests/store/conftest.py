@@ -50,10 +50,9 @@ def start() -> Callable[[Path], RunWriter]:
             ],
         )
         writer.write_arrays(
-            "probe_sets/test",
-            {"targets": np.eye(6, 3), "label": np.array(["a", "ü", "c"])},
-            dims={"targets": ("sample", "class"), "label": ("class",)},
-            attributes={"dataset": "digits"},
+            {"probe_sets/test": {"targets": np.eye(6, 3), "label": np.array(["a", "ü", "c"])}},
+            dims={"probe_sets/test/targets": ("sample", "class"), "probe_sets/test/label": ("class",)},
+            attributes={"probe_sets/test": {"dataset": "digits"}},
         )
         return writer
 

@@ -75,7 +75,7 @@ def test_name_of_the_folder_is_checked(tmp_path: Path) -> None:
     assert not (tmp_path / "my run").exists()
     recording = RunWriter(tmp_path / "run", {})
     with pytest.raises(ConfigurationError, match="probe set"):
-        recording.write_arrays("probe_sets/a b", {"x": [1]}, dims={"x": ("n",)})
+        recording.write_arrays({"probe_sets/a b": {"x": [1]}}, dims={"probe_sets/a b/x": ("n",)})
 
 
 def test_secrets_are_masked(tmp_path: Path) -> None:
@@ -153,9 +153,10 @@ def test_refused_records(tmp_path: Path, start: Start, records: Records) -> None
     with pytest.raises(ProbeError, match="negative"):
         recording.commit(-1, None, {"ntk/test": {"kernel": np.eye(6)}})
     with pytest.raises(ShapeError, match="one name per axis"):
-        recording.write_arrays("extra", {"x": np.zeros(3)}, dims={"x": ()})
+        recording.write_arrays({"extra": {"x": np.zeros(3)}}, dims={"extra/x": ()})
     with pytest.raises(ConfigurationError, match="found no dims"):
-        recording.write_arrays("extra", {"x": np.zeros(3)}, dims={})
+        recording.write_arrays({"good": {"x": [1]}, "extra": {"x": np.zeros(3)}}, dims={"good/x": ("n",)})
+    assert not recording.has_arrays("good")
     recording.close()
     with pytest.raises(ProbeError, match="after close"):
         recording.commit(1, None, {"ntk/test": {"kernel": np.eye(6)}})
