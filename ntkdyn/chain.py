@@ -198,7 +198,7 @@ def _send_back(layers: Sequence[_Linear | _Slopes], upstream: Tensor, seen: Sequ
 
 def _loss_and_gradient(outputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Callable[[], Tensor]]:
     """Loss, and what gives its gradient by the outputs; cross-entropy with class numbers is sent back by hand too."""
-    if _has_class_numbers(outputs, targets, loss):
+    if outputs.dim() == 2 and _have_class_numbers([targets], loss):
         (value,), gradients = _cross_entropies(outputs.unsqueeze(0), [targets])
         return value, lambda: gradients()[0]
     outputs = outputs.requires_grad_()
@@ -211,15 +211,14 @@ def _losses_and_gradient(
     outputs: Tensor, targets: Sequence[Tensor], loss: Loss
 ) -> tuple[list[Tensor], Callable[[], Tensor]]:
     """As ``_loss_and_gradient``, of the outputs of a stack and the targets of its networks."""
-    if all(_has_class_numbers(*one, loss) for one in zip(outputs, targets, strict=True)):
+    if outputs.dim() == 3 and _have_class_numbers(targets, loss):
         return _cross_entropies(outputs, targets)
     pairs = [_loss_and_gradient(*one, loss) for one in zip(outputs.unbind(), targets, strict=True)]
     return [value for value, _ in pairs], lambda: torch.stack([gradient() for _, gradient in pairs])
 
 
-def _has_class_numbers(outputs: Tensor, targets: Tensor, loss: Loss) -> bool:
-    dims = (outputs.dim(), targets.dim())
-    return loss is functional.cross_entropy and not targets.is_floating_point() and dims == (2, 1)
+def _have_class_numbers(targets: Sequence[Tensor], loss: Loss) -> bool:
+    return loss is functional.cross_entropy and all(one.dim() == 1 and not one.is_floating_point() for one in targets)
 
 
 def _cross_entropies(outputs: Tensor, targets: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], Tensor]]:

@@ -44,11 +44,11 @@ class SlopeVector:
         self.total = sum(self.sizes)
         self.channel_wise = max(self.sizes) == 1
 
-    @torch.no_grad()
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         devices = {tensor.device for tensor in tensors}
         # In every step of a ramp, several times: moving tensors to where they are takes longer than joining them.
-        return torch.cat([tensor.to(tensors[0].device) for tensor in tensors] if len(devices) > 1 else list(tensors))
+        here = [tensor.to(tensors[0].device) for tensor in tensors] if len(devices) > 1 else list(tensors)
+        return torch.cat(here).detach()
 
     def split(self, vector: Tensor) -> Iterator[tuple[str, Gate, Tensor]]:
         parts = vector.split_with_sizes(self._counts)
@@ -68,7 +68,6 @@ class SlopeVector:
             gate.slope.grad = None
         return self.join(taken)
 
-    @torch.no_grad()
     def write(self, values: Tensor, linear: Tensor, freeze: Tensor) -> None:
         """Write the slopes; what is frozen (``linear``), and what freezes now, becomes exactly 1."""
         written = torch.where(linear | freeze, 1.0, values)

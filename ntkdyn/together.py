@@ -84,10 +84,14 @@ class _Member:
     def go_along(self) -> None:
         """Do what follows a step that the stack took, and draw the next batch."""
         self.batch = None
-        with self.trying():
-            tell_of_step(self.loop.optimizer)
-            self.loop.applied()
-            self.batch = self._drawn()
+        with self.turn:
+            # Not by ``trying``: this is every step.
+            try:
+                tell_of_step(self.loop.optimizer)
+                self.loop.applied()
+                self.batch = self._drawn()
+            except Exception as error:
+                self.failure = error
 
     def _drawn(self) -> tuple[Any, Tensor] | None:
         return self.loop.batch() if self.loop.step < self.loop.last_step else None

@@ -169,11 +169,19 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def _old_objects_left_alone() -> Iterator[None]:
     """What was there before is no garbage of the runs: to look through torch for some takes a tenth of a second."""
-    gc.freeze()
+    thresholds = gc.get_threshold()
+    _look_for_garbage_rarely()
     try:
         yield
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
+
+
+def _look_for_garbage_rarely() -> None:
+    gc.freeze()
+    # Each step makes and drops as many objects as the default waits for, none of them in a cycle.
+    gc.set_threshold(10_000, *gc.get_threshold()[1:])
 
 
 @contextmanager
@@ -200,7 +208,7 @@ class _Here(Executor):
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    gc.freeze()
+    _look_for_garbage_rarely()
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A worker whose sweep was killed would go on writing where the restarted sweep writes.
