@@ -1,4 +1,4 @@
-"""Adam in one fused kernel, without what torch does around it for torch.compile and for wrappers."""
+"""Adam in one fused kernel, without what torch does around it."""
 
 from __future__ import annotations
 
@@ -33,17 +33,9 @@ class Adam(torch.optim.Adam):
     @property
     def is_plain(self) -> bool:
         """Whether it is as it was made, but for learning rate, betas, eps and weight decay; see ``FusedSteps``."""
-        return len(self.param_groups) == 1 and not any(
-            self.param_groups[0][name] != self.defaults[name]
-            for name in (
-                "amsgrad",
-                "maximize",
-                "foreach",
-                "capturable",
-                "differentiable",
-                "fused",
-                "decoupled_weight_decay",
-            )
+        free = ("lr", "betas", "eps", "weight_decay")
+        return len(self.param_groups) == 1 and all(
+            self.param_groups[0][name] == value for name, value in self.defaults.items() if name not in free
         )
 
 

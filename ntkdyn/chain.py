@@ -71,7 +71,8 @@ class _Slopes:
 
     def __call__(self, values: Tensor) -> Tensor:
         self._effective = torch.where(self.frozen, 1.0, self.slope)
-        # The numbers of the gate, but for the sign of zeros, in a third of the time. Only its derivatives are wrong.
+        # The numbers of the gate, but for the sign of zeros, in a third of the time. Of torch's derivatives, which are
+        # wrong at 0, none is taken.
         return torch._prelu_kernel(values, self._effective)
 
     def send_back(self, upstream: Tensor, inputs: Tensor, *, on: bool) -> Tensor:

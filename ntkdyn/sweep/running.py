@@ -169,13 +169,14 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def _old_objects_left_alone() -> Iterator[None]:
     """What was there before is no garbage of the runs: to look through torch for some takes a tenth of a second."""
-    thresholds = gc.get_threshold()
+    thresholds, frozen = gc.get_threshold(), gc.get_freeze_count()
     _look_for_garbage_rarely()
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
+        if not frozen:  # else the caller has done it too
+            gc.unfreeze()
 
 
 def _look_for_garbage_rarely() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -110,6 +111,19 @@ def test_one_job_here_does_what_worker_processes_do(tmp_path: Path) -> None:
     found = weights(tmp_path / "here")
     assert len(found) == 6
     assert weights(tmp_path / "there") == found
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_garbage_is_collected_as_before(tmp_path: Path, frozen: bool) -> None:
+    thresholds = gc.get_threshold()
+    if frozen:
+        gc.freeze()
+    try:
+        run_sweep(make_plan(TINY, grid={"start": [0]}, seeds=1), tmp_path / "out", jobs=1)
+        assert gc.get_threshold() == thresholds
+        assert (gc.get_freeze_count() > 0) == frozen
+    finally:
+        gc.unfreeze()
 
 
 def test_a_failing_run_leaves_the_others_alone(tmp_path: Path) -> None:
