@@ -132,6 +132,8 @@ class Training:
             recorder=recorder,
             factory=factory,
             state=state,
+            # A network of the user's own may do in its forward pass what a graph does not repeat.
+            captured=config.network is not None,
         )
 
     def epoch_data(self, epoch: int, *, data_order: int = 0) -> Dataset:

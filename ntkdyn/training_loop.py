@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from . import checkpoint
+from .captured_step import CapturedStep
 from .chain import Chain, chain_of
 from .clone import structural_clone
 from .datasets import Dataset, stream_seed
@@ -57,6 +58,8 @@ class TrainingLoop:
         factory: where checkpoints go and which steps get one, and whether a progress bar is shown.
         state: what the experiment needs beside model and optimizer to go on from a checkpoint; it finds it again under
             ``factory.resumed.extra["experiment"]``.
+        captured: on a CUDA device, replay forward and backward pass as one graph; see ``CapturedStep`` for what network
+            and ``loss`` may then do. An objective, which depends on the step, is not captured.
         seed: torch's generator is seeded by (seed, epoch) at the start of every epoch, for Dropout and the like.
         step: applied steps so far.
     """
@@ -76,10 +79,12 @@ class TrainingLoop:
     recorder: Recorder | None = None
     factory: RecorderFactory | None = None
     state: Callable[[], Mapping[str, Any]] = dict
+    captured: bool = False
 
     def __post_init__(self) -> None:
         self.step = self.first_step
         self.chain: Chain | None = None
+        self._captured: CapturedStep | None = None
         self._data: Batches | None = None
         self._device = _device(self.model)
         self._saved_steps = frozenset() if self.factory is None else self.factory.checkpoint_steps
@@ -121,15 +126,26 @@ class TrainingLoop:
         backward: Callable[[], Any]
         if self.chain is not None:
             value, backward = self.chain.loss(inputs, targets, self.loss)
+        elif self.captured and self.objective is None and self._device.type == "cuda":
+            value, backward = self._replayed(inputs, targets), lambda: None
         else:
             if self.objective is None:
-                value = self.loss(default_forward(self.model, inputs), targets)
+                value = self._passed(inputs, targets)
             else:
                 value = self.objective(self.step, inputs, targets)
             backward = value.backward
         self.check(value.item())
         backward()
         self.apply()
+
+    def _passed(self, inputs: Any, targets: Tensor) -> Tensor:
+        return self.loss(default_forward(self.model, inputs), targets)
+
+    def _replayed(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self._captured is None or not self._captured.fits(inputs, targets):
+            self._captured = None  # gives its memory to the next one
+            self._captured = CapturedStep(self.model, self._passed, inputs, targets)
+        return self._captured(inputs, targets)
 
     def batch(self) -> tuple[Any, Tensor]:
         """Inputs and targets of the next step, for which generator and learning rate are set."""

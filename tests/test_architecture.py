@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {
     "errors": 0, "progress": 0, "plan_hash": 0, "processor": 0, "adam": 0,
+    "captured_step": 0,
     "probe": 1, "gates": 1, "configuration": 1, "schedule": 1, "clone": 1, "conversion": 1,
     "call_sites": 1, "primary": 1,
     "kernel": 2, "store": 2, "analysis": 2, "datasets": 2, "paths": 2, "slope_owner": 2,
