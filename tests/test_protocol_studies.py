@@ -125,9 +125,18 @@ def test_collapse_reads_curves_of_other_experiments(synthetic: ModuleType) -> No
     assert "no network from scratch in this sweep" in sentences[-1]
     figure = plots.new_figure()
     study.draw(figure, {"sweep": dataset})
-    few = synthetic.collapse_sweep()
-    few.runs = {name: run for name, run in few.runs.items() if run.config["remaining"] in (0.1, 0.5)}
-    assert "no two networks differ in the share of units alone" in study.unavailable(few)
+
+
+def test_one_share_and_the_dense_network_are_a_curve(synthetic: ModuleType) -> None:
+    few = synthetic.collapse_sweep(noise=0.0, scratch=False)
+    few.runs = {name: run for name, run in few.runs.items() if run.config["remaining"] in (0.1, 0.25)}
+    dataset, sentences = said("collapse", few)
+    assert dataset["network"].values.tolist() == ["dense", "remaining 0.25", "linear from the start"]
+    assert "already at NAPL 1.5 (-12.0 points" in sentences[0]
+    alone = synthetic.sweep(seeds=2)
+    for run in alone.runs.values():
+        run.config["remaining"] = 0.1
+    assert "no two networks differ in the share of units alone" in load_study("collapse").unavailable(alone)
 
 
 def test_a_diverged_network_is_counted_and_in_no_mean(synthetic: ModuleType) -> None:

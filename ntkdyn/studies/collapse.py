@@ -58,7 +58,7 @@ class Collapse:
     scope = "sweep"
 
     def unavailable(self, source: Sweep, /) -> str | None:
-        """Need networks linearized to two shares of units, and their path lengths."""
+        """Need networks linearized to two shares of units, or one kind beside dense ones, and their path lengths."""
         reason = missing(source, self.name, NEEDED)
         if reason is not None:
             return reason
@@ -232,8 +232,13 @@ class Collapse:
 
 
 def _groups(sweep: Sweep) -> list[Group]:
-    """Curves: networks that differ in their share of units alone, at least two; of any experiment that has them."""
+    """Curves: networks that differ in their share of units alone, at least two; of any experiment that has them.
+
+    Where all linearized networks are of one kind, they and the dense ones are a curve of two points.
+    """
     found = groups(sweep, compared=("remaining",), intervention="linearize", **_origin(sweep, "extracted"))
+    if len(found) == 1 and DENSE in _networks(sweep, found[0]):
+        return found
     return [group for group in found if group.rows["remaining"].nunique() > 1]
 
 
