@@ -121,6 +121,8 @@ def section(
     shown, not_shown, tables, image = _quoted(sweep, known)
     if finished < planned:
         not_shown.insert(0, f"{planned - finished} runs of the plan are missing.")
+    if known.earlier:
+        not_shown.append(f"{known.earlier}.")
     lines += ["What was measured:", "", *(f"- {_escaped(sentence)}" for sentence in shown or ["nothing to report."])]
     for table in tables:
         lines += ["", *_table(table)]
