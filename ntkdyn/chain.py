@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class _Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
         self._product = torch.mm if weight.dim() == 2 else torch.bmm
+        if weight.dim() == 3:
+            # A stack stays where it is, and a view takes a tenth as long as the product.
+            self._transposed, self._rows = weight.detach().mT, None if bias is None else bias.detach().unsqueeze(1)
 
     @property
     def learns(self) -> bool:
@@ -46,9 +49,9 @@ class _Linear:
     def __call__(self, values: Tensor) -> Tensor:
         if self.weight.dim() == 2:
             return functional.linear(values, self.weight, self.bias)
-        if self.bias is None:
-            return torch.bmm(values, self.weight.mT)
-        return torch.baddbmm(self.bias.unsqueeze(1), values, self.weight.mT)
+        if self._rows is None:
+            return torch.bmm(values, self._transposed)
+        return torch.baddbmm(self._rows, values, self._transposed)
 
     def send_back(self, upstream: Tensor, inputs: Tensor, *, on: bool) -> Tensor:
         if self.weight.requires_grad:
@@ -69,8 +72,11 @@ class _Slopes:
     def learns(self) -> bool:
         return self.slope.requires_grad
 
-    def __call__(self, values: Tensor) -> Tensor:
+    def look(self) -> None:
+        """Take the slopes as they are now, for the next call."""
         self._effective = torch.where(self.frozen, 1.0, self.slope)
+
+    def __call__(self, values: Tensor) -> Tensor:
         # The numbers of the gate, but for the sign of zeros, in a third of the time. Of torch's derivatives, which are
         # wrong at 0, none is taken.
         return torch._prelu_kernel(values, self._effective)
@@ -89,11 +95,14 @@ class _Slopes:
 
 
 class _StackedSlopes(_Slopes):
-    """Slopes whose gradients the networks of the stack are given; who moves them knows nothing of the stack."""
+    """Slopes whose gradients the networks of the stack are given; who moves them knows nothing of the stack.
 
-    def __init__(self, members: Sequence[_Slopes]) -> None:
-        super().__init__(*(_stacked([getattr(one, name) for one in members]).unsqueeze(1) for name in _OF_A_GATE))
-        self._members = members
+    Args: slope, frozen, effective: [networks, 1, channels or 1], parts of what ``_SlopesOfStack`` looks at.
+    """
+
+    def __init__(self, members: Sequence[_Slopes], slope: Tensor, frozen: Tensor, effective: Tensor) -> None:
+        super().__init__(slope, frozen)
+        self._members, self._effective = members, effective
 
     @property
     def learns(self) -> bool:
@@ -104,6 +113,31 @@ class _StackedSlopes(_Slopes):
             member.slope.grad = part
 
 
+class _SlopesOfStack:
+    """All slopes of a stack side by side, which are looked at at once.
+
+    Args: gates: for each gate of the chains its slopes, one for each chain, which become parts of these.
+    """
+
+    def __init__(self, gates: Sequence[Sequence[_Slopes]]) -> None:
+        self._slope, self._frozen = (
+            _side_by_side([[getattr(one, name) for one in same] for same in gates]) for name in _OF_A_GATE
+        )
+        self._one, self._effective = self._slope.new_ones(()), torch.empty_like(self._slope)
+        counts = [same[0].slope.numel() for same in gates]
+        kinds = [
+            kind.split_with_sizes([_padded(count) for count in counts], 1)
+            for kind in (self._slope, self._frozen, self._effective)
+        ]
+        self.layers = [
+            _StackedSlopes(same, *(part[:, :count].unsqueeze(1) for part in parts))
+            for same, count, *parts in zip(gates, counts, *kinds, strict=True)
+        ]
+
+    def look(self) -> None:
+        torch.where(self._frozen, self._one, self._slope, out=self._effective)
+
+
 class Chain:
     """A network of nn.Linear and Gate one after the other, as it stands; made by ``chain_of``."""
 
@@ -112,13 +146,14 @@ class Chain:
         self.layers: list[_Linear | _Slopes] = [
             _Slopes(one.slope, one.frozen) if isinstance(one, Gate) else _Linear(one.weight, one.bias) for one in layers
         ]
+        self._slopes = [one for one in self.layers if isinstance(one, _Slopes)]
 
     def loss(self, inputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Callable[[], None]]:
         """Loss of the outputs, and what gives every parameter that learns its gradient.
 
         The gradients take the place of those that were there; the loss has no graph beyond the outputs.
         """
-        outputs, seen = _forward(self.layers, inputs.flatten(1))
+        outputs, seen = _forward(self._slopes, self.layers, inputs.flatten(1))
         value, gradient = _loss_and_gradient(outputs, targets, loss)
         return value, lambda: _send_back(self.layers, gradient(), seen)
 
@@ -126,6 +161,18 @@ class Chain:
     def tensors(self) -> list[list[Tensor | None]]:
         """Weight and bias, or slope and frozen, of each layer."""
         return [[one.weight, one.bias] if isinstance(one, _Linear) else [one.slope, one.frozen] for one in self.layers]
+
+
+class Losses(NamedTuple):
+    """Losses of a stack.
+
+    total: their sum; where it is no finite number, not all of them need be spoilt.  each: gives them one by one.
+    send_back: gives every parameter that learns its gradient.
+    """
+
+    total: float
+    each: Callable[[], list[Tensor]]
+    send_back: Callable[[], None]
 
 
 class StackedChain:
@@ -142,24 +189,25 @@ class StackedChain:
         self._layers: list[_Linear | _Slopes] = []
         # Each with the tensors of the chains that are its parts.
         self.weights: list[tuple[Tensor, list[Tensor]]] = []
-        for same in zip(*(chain.layers for chain in chains), strict=True):
-            slopes = [one for one in same if isinstance(one, _Slopes)]
-            linear = [one for one in same if isinstance(one, _Linear)]
-            if slopes:
-                self._layers.append(_StackedSlopes(slopes))
+        columns = list(zip(*(chain.layers for chain in chains), strict=True))
+        gates = [same for column in columns if (same := [one for one in column if isinstance(one, _Slopes)])]
+        self._slopes = [_SlopesOfStack(gates)] if gates else []
+        of_gates = iter(self._slopes[0].layers if gates else ())
+        for column in columns:
+            linear = [one for one in column if isinstance(one, _Linear)]
+            if not linear:
+                self._layers.append(next(of_gates))
                 continue
             parts = [[one.weight for one in linear], [one.bias for one in linear if one.bias is not None]]
             both = [_stacked(one).requires_grad_(one[0].requires_grad) for one in parts if one]
             self._layers.append(_Linear(both[0], both[1] if len(both) > 1 else None))
             self.weights += zip(both, parts, strict=False)
 
-    def losses(
-        self, inputs: Sequence[Tensor], targets: Sequence[Tensor], loss: Loss
-    ) -> tuple[list[Tensor], Callable[[], None]]:
+    def losses(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], loss: Loss) -> Losses:
         """As ``Chain.loss``, for each chain its own inputs and targets."""
-        outputs, seen = _forward(self._layers, torch.stack([one.flatten(1) for one in inputs]))
-        values, gradient = _losses_and_gradient(outputs, targets, loss)
-        return values, lambda: _send_back(self._layers, gradient(), seen)
+        outputs, seen = _forward(self._slopes, self._layers, torch.stack([one.flatten(1) for one in inputs]))
+        total, each, gradient = _losses_and_gradient(outputs, targets, loss)
+        return Losses(total, each, lambda: _send_back(self._layers, gradient(), seen))
 
     def part(self) -> None:
         """Give every chain tensors of its own again."""
@@ -170,18 +218,38 @@ class StackedChain:
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """The tensors as one, of which they become parts, each aligned as a tensor of its own is."""
-    count = tensors[0].numel()
-    stack = tensors[0].detach().new_empty(len(tensors), -(-count // WHOLE_LINES) * WHOLE_LINES)[:, :count]
+    stack = tensors[0].detach().new_empty(len(tensors), _padded(tensors[0].numel()))[:, : tensors[0].numel()]
     stack = stack.view(len(tensors), *tensors[0].shape)
-    for tensor, part in zip(tensors, stack, strict=True):
-        part.copy_(tensor.detach())
-        tensor.data = part
+    _settle(tensors, stack)
     return stack
 
 
+def _side_by_side(columns: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Rows of vectors as one tensor, of which they become parts, with room between them, each aligned."""
+    widths = [_padded(column[0].numel()) for column in columns]
+    stack = columns[0][0].detach().new_zeros(len(columns[0]), sum(widths))
+    for column, part in zip(columns, stack.split_with_sizes(widths, 1), strict=True):
+        _settle(column, part[:, : column[0].numel()])
+    return stack
+
+
+def _settle(tensors: Sequence[Tensor], parts: Tensor) -> None:
+    for tensor, part in zip(tensors, parts, strict=True):
+        part.copy_(tensor.detach())
+        tensor.data = part
+
+
+def _padded(count: int) -> int:
+    return -(-count // WHOLE_LINES) * WHOLE_LINES
+
+
 @torch.no_grad()
-def _forward(layers: Sequence[_Linear | _Slopes], values: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _forward(
+    slopes: Sequence[_Slopes | _SlopesOfStack], layers: Sequence[_Linear | _Slopes], values: Tensor
+) -> tuple[Tensor, list[Tensor]]:
     """Outputs, and the inputs of each layer."""
+    for one in slopes:
+        one.look()
     seen = []
     for layer in layers:
         seen.append(values)
@@ -200,8 +268,9 @@ def _send_back(layers: Sequence[_Linear | _Slopes], upstream: Tensor, seen: Sequ
 def _loss_and_gradient(outputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Callable[[], Tensor]]:
     """Loss, and what gives its gradient by the outputs; cross-entropy with class numbers is sent back by hand too."""
     if outputs.dim() == 2 and _have_class_numbers([targets], loss):
-        (value,), gradients = _cross_entropies(outputs.unsqueeze(0), [targets])
-        return value, lambda: gradients()[0]
+        logarithms = outputs.log_softmax(1)
+        value, count = _nll_loss_forward(logarithms, targets, None, _MEAN, _IGNORED)
+        return value, lambda: _of_means(logarithms, targets, count)
     outputs = outputs.requires_grad_()
     with torch.enable_grad():
         value = loss(outputs, targets)
@@ -210,43 +279,49 @@ def _loss_and_gradient(outputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Te
 
 def _losses_and_gradient(
     outputs: Tensor, targets: Sequence[Tensor], loss: Loss
-) -> tuple[list[Tensor], Callable[[], Tensor]]:
-    """As ``_loss_and_gradient``, of the outputs of a stack and the targets of its networks."""
+) -> tuple[float, Callable[[], list[Tensor]], Callable[[], Tensor]]:
+    """Sum of the losses, what gives each, and their gradient by the outputs of a stack with targets of each network."""
     if outputs.dim() == 3 and _have_class_numbers(targets, loss):
         return _cross_entropies(outputs, targets)
     pairs = [_loss_and_gradient(*one, loss) for one in zip(outputs.unbind(), targets, strict=True)]
-    return [value for value, _ in pairs], lambda: torch.stack([gradient() for _, gradient in pairs])
+    values = [value for value, _ in pairs]
+    return sum(map(float, values)), lambda: values, lambda: torch.stack([gradient() for _, gradient in pairs])
 
 
 def _have_class_numbers(targets: Sequence[Tensor], loss: Loss) -> bool:
     return loss is functional.cross_entropy and all(one.dim() == 1 and not one.is_floating_point() for one in targets)
 
 
-def _cross_entropies(outputs: Tensor, targets: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], Tensor]]:
-    """Cross-entropy of each network of a stack, outputs [networks, samples, classes], and what gives the gradient."""
-    logarithms = outputs.log_softmax(2)
-    each = list(zip(logarithms.unbind(), targets, strict=True))
-    pairs = [_nll_loss_forward(*one, None, _MEAN, _IGNORED) for one in each]
+def _cross_entropies(
+    outputs: Tensor, targets: Sequence[Tensor]
+) -> tuple[float, Callable[[], list[Tensor]], Callable[[], Tensor]]:
+    """``_losses_and_gradient`` of cross-entropy, outputs [networks, samples, classes]."""
+    logarithms, labels = outputs.log_softmax(2), torch.cat(list(targets))
+    # One sum for all networks: each by itself is looked at only where this is not finite.
+    total, counted = _nll_loss_forward(logarithms.flatten(0, 1), labels, None, _SUM, _IGNORED)
+    complete = counted.item() == len(labels)
+
+    def one_by_one() -> list[tuple[Tensor, Tensor]]:
+        of_each = zip(logarithms.unbind(), targets, strict=True)
+        return [_nll_loss_forward(*one, None, _MEAN, _IGNORED) for one in of_each]
 
     def gradient() -> Tensor:
-        counts = [count for _, count in pairs]
-        if any(count.item() != counts[0].item() for count in counts):
-            # Some have targets that are left out.
-            one = torch.ones_like(counts[0])
-            parts = [
-                _nll_loss_backward(one, *own, None, _MEAN, _IGNORED, count)
-                for own, count in zip(each, counts, strict=True)
-            ]
-            upstream = torch.stack(parts)
-        else:
-            # As of one network, with the gradient of a mean over the samples of each.
-            flat = logarithms.flatten(0, 1)
-            together = (counts[0].reciprocal(), flat, torch.cat(list(targets)), None, _SUM, _IGNORED, counts[0])
-            upstream = _nll_loss_backward(*together).view_as(logarithms)
-        sent: Tensor = _log_softmax_backward(upstream, logarithms, 2, outputs.dtype)
-        return sent
+        if complete:
+            return _of_means(logarithms, labels, counted / len(targets))
+        of_each = zip(logarithms.unbind(), targets, one_by_one(), strict=True)
+        parts = [_of_means(one, own, count) for one, own, (_, count) in of_each]
+        return torch.stack(parts)
 
-    return [value for value, _ in pairs], gradient
+    # A network all of whose targets are left out has a loss that is not finite, but adds nothing to the sum.
+    return total.item() if complete else math.nan, lambda: [value for value, _ in one_by_one()], gradient
+
+
+def _of_means(logarithms: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+    """Gradient by the outputs [..., samples, classes] of cross-entropies that are means over ``count`` samples each."""
+    flat = logarithms.flatten(0, -2)
+    upstream = _nll_loss_backward(count.reciprocal(), flat, labels, None, _SUM, _IGNORED, count).view_as(logarithms)
+    sent: Tensor = _log_softmax_backward(upstream, logarithms, logarithms.dim() - 1, logarithms.dtype)
+    return sent
 
 
 def chain_of(model: nn.Module, inputs: Any) -> Chain | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .adam import AVERAGES, Adam, FusedSteps
-from .chain import WHOLE_LINES, Chain, StackedChain
+from .chain import WHOLE_LINES, Chain, Losses, StackedChain
 from .experiment import Stage
 from .training_loop import TrainingLoop
 
@@ -121,8 +121,8 @@ class Stack:
             and all(map(_same, _states(loops), self._states))
         )
 
-    def losses(self, batches: Sequence[tuple[Any, Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Loss of each loop on its batch, and what gives every tensor that learns its gradient."""
+    def losses(self, batches: Sequence[tuple[Any, Tensor]]) -> Losses:
+        """Losses of the loops on their batches."""
         inputs, targets = zip(*batches, strict=True)
         return self._stacked.losses(inputs, targets, self._loops[0].loss)
 
@@ -164,8 +164,9 @@ class Stack:
         Of operations that depend on nothing but shapes and places, one step stands for the others.
         """
         self._forget_gradients()
-        losses, send_back = self.losses(batches)
-        send_back()
+        losses = self.losses(batches)
+        losses.send_back()
+        values = losses.each()
         stacks = [_copy(stack) for stack, _ in self._large]
         of_stacks = [_copies(self._steps.states.get(stack, {})) for stack, _ in self._large]
         FusedSteps(stacks, self._options, of_stacks).step(_rate(self._loops[0]))
@@ -177,7 +178,7 @@ class Stack:
             send_back()
             alone = [parts[number] for _, parts in self._stacked.weights]
             together = [_part(stack.grad, number) for stack, _ in self._stacked.weights]
-            same &= _same_bits([value, *(part.grad for part in alone)], [losses[number], *together])
+            same &= _same_bits([value, *(part.grad for part in alone)], [values[number], *together])
             same &= _same_bits([slope.grad for slope in slopes], of_slopes)
             large = [parts[number] for _, parts in self._large]
             copies = [_copy(part) for part in large]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -189,19 +190,20 @@ def _advance(members: Sequence[_Member], interruptions: _Interruptions) -> None:
                 stack = stack or Stack.of(loops, batches)
                 if stack is None:
                     break
-                losses, send_back = stack.losses(batches)
+                losses = stack.losses(batches)
             except Exception:
                 # Each meets by itself what is wrong with its batch or its loss.
                 break
-            for member, loss in zip(present, losses, strict=True):
-                try:
-                    member.loop.check(loss.item())
-                except DivergedTraining as error:
-                    member.failure = error
+            if not math.isfinite(losses.total):
+                for member, loss in zip(present, losses.each(), strict=True):
+                    try:
+                        member.loop.check(loss.item())
+                    except DivergedTraining as error:
+                        member.failure = error
             # The others take this step without those that diverge.
             if all(member.failure is None for member in present):
                 with interruptions.held():
-                    stack.step(send_back)
+                    stack.step(losses.send_back)
                     for member in present:
                         member.go_along()
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkdyn.adam import Adam
-from ntkdyn.chain import chain_of
+from ntkdyn.chain import StackedChain, chain_of
 from ntkdyn.datasets import Dataset
 from ntkdyn.errors import DivergedTraining
 from ntkdyn.experiments.networks import GatedMLP
@@ -216,3 +216,15 @@ def test_divergence_takes_no_step() -> None:
             last_step=1,
         ).run()
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+
+
+def test_losses_whose_sum_is_too_large_are_looked_at_one_by_one() -> None:
+    layers = [nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]
+    inputs, targets = torch.full((1, 2), 3e38), torch.zeros(1, dtype=torch.int64)
+    for model in layers:
+        nn.init.constant_(model[0].bias, 0.0)
+        model[0].weight.data = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    chains = [chain for model in layers if (chain := chain_of(model, inputs)) is not None]
+    losses = StackedChain(chains).losses([inputs] * 2, [targets] * 2, functional.cross_entropy)
+    assert losses.total == torch.inf
+    assert torch.tensor([float(one) for one in losses.each()]).tolist() == [pytest.approx(3e38)] * 2

@@ -134,29 +134,43 @@ def test_every_bit_is_that_of_a_training_alone(stacked: list[int], width: int) -
     assert after == torch.rand(())
 
 
+def incomplete(number: int, left_out: int) -> Seed:
+    """A seed with so many targets of each batch left out."""
+    one = Seed(number)
+    own = one.epoch
+
+    def epoch(number_of_it: int) -> Dataset:
+        data = own(number_of_it)
+        data.targets.view(PER_EPOCH, 8)[:, :left_out] = -100
+        return data
+
+    one.epoch = epoch  # type: ignore[method-assign]
+    return one
+
+
 @pytest.mark.parametrize("left_out", [(0, 0, 0), (2, 2, 2), (0, 3, 1)])
 def test_targets_that_are_left_out(stacked: list[int], left_out: tuple[int, ...]) -> None:
     """Each loss is a mean over the targets of its own network that count."""
 
-    def seed(number: int) -> Seed:
-        one = Seed(number)
-        own = one.epoch
-
-        def epoch(number_of_it: int) -> Dataset:
-            data = own(number_of_it)
-            data.targets.view(PER_EPOCH, 8)[:, : left_out[number]] = -100
-            return data
-
-        one.epoch = epoch  # type: ignore[method-assign]
-        return one
-
-    found = [seed(number) for number in range(3)]
+    found = [incomplete(number, left_out[number]) for number in range(3)]
     together(found)
     assert stacked
     for one in found:
-        alone = seed(one.seed)
+        alone = incomplete(one.seed, left_out[one.seed])
         finish(alone.stages())
         assert_same(one, alone)
+
+
+def test_all_targets_left_out(stacked: list[int]) -> None:
+    """The mean over nothing is no number, although it adds nothing to the sum over the networks."""
+    found = [incomplete(number, 8 if number == 1 else 0) for number in range(3)]
+    outcomes, _ = together(found)
+    assert "found loss nan at step 0" in str(outcomes[1])
+    assert stacked == [2] * STEPS
+    for number in (0, 2):
+        alone = Seed(number)
+        finish(alone.stages())
+        assert_same(found[number], alone)
 
 
 def test_one_that_diverges_does_not_touch_the_others(stacked: list[int]) -> None:
