@@ -65,7 +65,7 @@ def write_dataset(dataset: h5py.Dataset, values: np.ndarray[Any, Any]) -> None:
     dataset.id.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(values).reshape(dataset.shape))
 
 
-def set_attribute(item: h5py.File | h5py.Dataset, name: str, value: str | np.ndarray[Any, Any]) -> None:
+def set_attribute(item: h5py.Group | h5py.Dataset, name: str, value: str | np.ndarray[Any, Any]) -> None:
     """Give an object an attribute that it does not have yet."""
     if isinstance(value, str):
         h5a.create(item.id, name.encode(), _TEXT, _SCALAR).write(np.array(value, dtype=object))

@@ -144,15 +144,13 @@ def _put_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, An
     for key, value in attributes.items():
         if not key or key in _RESERVED:
             continue
-        if isinstance(value, bool):
-            item.attrs[key] = int(value)
-        elif isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
-            item.attrs[key] = value
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
+            hdf5.set_attribute(item, key, np.array(float(value) if isinstance(value, float) else int(value)))
         elif isinstance(value, str):
             # HDF5 takes no halves of surrogate pairs; our own reader has them from the JSON.
-            item.attrs[key] = value.replace("\0", "").encode(errors="backslashreplace").decode()
+            hdf5.set_attribute(item, key, value.replace("\0", "").encode(errors="backslashreplace").decode())
         else:
-            item.attrs[key] = dump_json(value)
+            hdf5.set_attribute(item, key, dump_json(value))
 
 
 class _Packing:
@@ -163,13 +161,15 @@ class _Packing:
         self.file = file
         self.reader = reader
         self.sums: dict[str, np.ndarray[Any, Any]] = {}
+        # Looking one up by its path takes longer than writing a row of it.
+        self._datasets: dict[str, h5py.Dataset] = {}
 
     def run(self) -> dict[str, np.ndarray[Any, Any]]:
         reader = self.reader
         declarations = {group: entry.to_json() for group, entry in reader.declarations.items()}
         facts = {"manifest": reader.manifest, "branch": list(reader.branches), **costs_of(reader.sources)}
         put_recording(self.file, {"declarations": declarations, **facts})
-        self.file.attrs["Conventions"] = "CF-1.10"
+        hdf5.set_attribute(self.file, "Conventions", "CF-1.10")
         _put_attributes(self.file, reader.manifest)
         present = set(reader.names())
         for entry in reader.declarations.values():
@@ -182,7 +182,7 @@ class _Packing:
                     self._create(entry, field)
         self._copy(present)
         for name, crc in self.sums.items():
-            self.file[name].attrs["crc32"] = crc
+            hdf5.set_attribute(self._datasets[name], "crc32", crc)
         return self.sums
 
     def _put_axis(self, entry: Declaration) -> None:
@@ -193,19 +193,21 @@ class _Packing:
             kind = np.dtype(field.dtype)
             chunks = _chunks(values.shape, kind.itemsize)
             dataset = self.file.create_dataset(path, data=values.astype(kind), maxshape=(None,), chunks=chunks)
+            self._datasets[path] = dataset
             self._label(dataset, field)
             rows = zip(steps.tolist(), values.astype(kind), strict=True)
             self.sums[path] = np.array([row_crc(path, field, step, row) for step, row in rows], dtype=np.uint32)
-        group["step"].make_scale("step")
-        group["epoch"].dims[0].attach_scale(group["step"])
-        group.attrs["coordinates"] = "epoch"
+        axis, beside = (self._datasets[entry.path(field)] for field in (STEP, EPOCH))
+        axis.make_scale("step")
+        beside.dims[0].attach_scale(axis)
+        hdf5.set_attribute(group, "coordinates", "epoch")
 
     def _label(self, dataset: h5py.Dataset, field: Field) -> None:
-        dataset.attrs["units"] = field.unit
-        dataset.attrs["long_name"] = field.long_name or field.name.split("/")[-1]
+        hdf5.set_attribute(dataset, "units", field.unit)
+        hdf5.set_attribute(dataset, "long_name", field.long_name or field.name.split("/")[-1])
         _put_attributes(dataset, field.attributes)
         if field.dtype != TEXT and np.dtype(field.dtype).kind == "b":
-            dataset.attrs["dtype"] = "bool"
+            hdf5.set_attribute(dataset, "dtype", "bool")
 
     def _create(self, entry: Declaration, field: Field) -> None:
         path, kind = entry.path(field), stored_dtype(field.dtype)
@@ -221,8 +223,9 @@ class _Packing:
             shape = (count, *field.shape)
             chunks = _chunks(shape, np.dtype(kind).itemsize)
             dataset = self.file.create_dataset(path, shape=shape, dtype=kind, maxshape=(None, *free), chunks=chunks)
-            scales = [self.file[entry.path(STEP)], *scales]
+            scales = [self._datasets[entry.path(STEP)], *scales]
             self.sums[path] = np.zeros(count, dtype=np.uint32)
+        self._datasets[path] = dataset
         self._label(dataset, field)
         for axis, scale in enumerate(scales):
             dataset.dims[axis].attach_scale(scale)
@@ -288,6 +291,6 @@ class _Packing:
     def _put(self, path: str, field: Field, selection: Any, data: np.ndarray[Any, Any]) -> None:
         if data.size:
             kind = stored_dtype(field.dtype)
-            self.file[path][selection] = data.astype(object) if field.dtype == TEXT else data.astype(kind)
+            self._datasets[path][selection] = data.astype(object) if field.dtype == TEXT else data.astype(kind)
         # A full disk ends the work here, not after everything has been sent to it in vain.
         self.check()
