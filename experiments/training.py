@@ -16,7 +16,7 @@ from ..datasets import Dataset, TrainingData, probe_batch, stream_seed
 from ..errors import ConfigurationError, MissingDevice, TraceError
 from ..experiment import RecorderFactory, StagedExperiment
 from ..gates import learn_slopes, nonlinear_units, weights
-from ..paths import path_lengths
+from ..paths import PathGraph, trace_paths
 from ..recorder import Recorder
 from ..schedule import Schedule
 from ..training_loop import Batches, TrainingLoop, evaluate, linear_tail
@@ -25,6 +25,7 @@ from .settings import DataSettings, TrainingSettings
 from .training_data import AUGMENTATION, CALIBRATION, Augmented, load_data, relabeled, steps_per_epoch
 
 _CALIBRATION_SAMPLES = 512
+_GRAPHS: dict[tuple[object, ...], PathGraph] = {}
 Objective = Callable[[int, Any, Tensor], Tensor]
 """Step before the update, inputs, targets -> loss; takes the place of the loss of the network's outputs."""
 
@@ -163,7 +164,20 @@ class Training:
 
     def complexity(self, model: nn.Module) -> dict[str, float]:
         """Return how nonlinear the network is; see ``complexity``."""
-        return complexity(model, self.calibration[:2])
+        return complexity(model, self.calibration[:2], self._traced)
+
+    def _traced(self, model: nn.Module, example: Tensor) -> PathGraph:
+        config = self.config
+        if config.network is None:
+            return trace_paths(model, example)
+        # Of these networks the settings tell the graph; the runs of a sweep have one.
+        options = sorted(config.network_options.items())
+        settings = repr((config.network, config.width, config.depth, config.granularity, options))
+        key = (settings, self.data.train.classes, example.shape, example.dtype)
+        if key not in _GRAPHS:
+            _GRAPHS.clear()
+            _GRAPHS[key] = trace_paths(model, example)
+        return _GRAPHS[key]
 
     def evaluate(self, model: nn.Module, data: Dataset) -> tuple[float, float]:
         """Return accuracy and mean loss, BatchNorm statistics estimated anew."""
@@ -231,7 +245,9 @@ def place(model: nn.Module, config: TrainingSettings) -> None:
     model.to(config.device)
 
 
-def complexity(model: nn.Module, example: Any) -> dict[str, float]:
+def complexity(
+    model: nn.Module, example: Any, trace: Callable[[nn.Module, Any], PathGraph] = trace_paths
+) -> dict[str, float]:
     """Return how nonlinear a network is: active units and path lengths; lengths are NaN where it cannot be traced.
 
     active_units, active_share; survivor_nonlinearity: mean |1 - slope| of the active units; weighted_units: their sum;
@@ -239,7 +255,7 @@ def complexity(model: nn.Module, example: Any) -> dict[str, float]:
     """
     units = nonlinear_units(model)
     try:
-        paths = path_lengths(model, example)
+        paths = trace(model, example).lengths(model)
         lengths = {"napl": paths.normalized, "apl": paths.mean, "weighted_napl": paths.weighted}
     except TraceError:
         lengths = dict.fromkeys(("napl", "apl", "weighted_napl"), math.nan)

@@ -14,6 +14,8 @@ import inspect
 import re
 import sys
 import traceback
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -46,8 +48,13 @@ def kebab(name: str) -> str:
     return snake(name).replace("_", "-")
 
 
-def installed(group: str) -> dict[str, EntryPoint]:
-    """Return the entry points of a group ("ntkdyn.probes", "ntkdyn.experiments", "ntkdyn.studies") by name."""
+# Every run of a sweep asks; looking through all packages takes milliseconds.
+@cache
+def installed(group: str) -> Mapping[str, EntryPoint]:
+    """Return the entry points of a group ("ntkdyn.probes", "ntkdyn.experiments", "ntkdyn.studies") by name.
+
+    As they were when the process first asked.
+    """
     return {entry.name: entry for entry in entry_points(group=group)}
 
 

@@ -16,6 +16,8 @@ from ntkdyn.errors import ConfigurationError, MissingDevice
 from ntkdyn.experiments.settings import DataSettings
 from ntkdyn.experiments.training import Training, complexity
 from ntkdyn.experiments.training_data import Augmented, load_data
+from ntkdyn.gates import gates
+from ntkdyn.paths import path_lengths
 
 
 def images(count: int = 200, channels: int = 2, size: int = 9) -> Dataset:
@@ -179,3 +181,15 @@ def test_real_images_are_standardized(data_folder: Path) -> None:
     assert len(data.test) == 100
     assert abs(float(data.train.inputs.mean())) < 0.1
     assert float(data.train.inputs.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_each_kind_of_network_has_its_own_graph(own: dict[str, Any]) -> None:
+    for options in ({}, {"depth": 14}, {"network": "plain"}, {"granularity": "layer"}, {"width": 3}, {}):
+        one = training(own | options)
+        model, _ = one.build()
+        for gate in list(gates(model).values())[:2]:
+            gate.freeze()
+        expected = path_lengths(model, one.calibration[:2])
+        for _ in range(2):
+            found = one.complexity(model)
+            assert (found["napl"], found["apl"]) == (expected.normalized, expected.mean), options

@@ -6,6 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -72,7 +73,8 @@ class KnownDataset:
         return not self.layouts
 
 
-def known_datasets() -> dict[str, KnownDataset]:
+@cache
+def known_datasets() -> Mapping[str, KnownDataset]:
     """Return the data sets of the manifest by name."""
     text = files("ntkdyn").joinpath("datasets.toml").read_text(encoding="utf-8")
     return {name: _dataset(name, entry) for name, entry in tomllib.loads(text).items()}
