@@ -175,6 +175,8 @@ class LinearizedTraining(DataExperiment):
                     last_step=training.last_step,
                     recorder=recording,
                     factory=recorder,
+                    # Not tried: its passes are transforms of functions.
+                    captured=False,
                 )
                 results |= finite(training.at_end(child))
         except DivergedTraining:

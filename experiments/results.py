@@ -121,8 +121,6 @@ def section(
     shown, not_shown, tables, image = _quoted(sweep, known)
     if finished < planned:
         not_shown.insert(0, f"{planned - finished} runs of the plan are missing.")
-    if known.earlier:
-        not_shown.append(f"{known.earlier}.")
     lines += ["What was measured:", "", *(f"- {_escaped(sentence)}" for sentence in shown or ["nothing to report."])]
     for table in tables:
         lines += ["", *_table(table)]
@@ -130,6 +128,8 @@ def section(
         lines += ["", f"![{_escaped(title)}]({FIGURES}/{key}.png)"]
     lines += ["", "What did not show, or only in part:", ""]
     lines += [f"- {_escaped(sentence)}" for sentence in not_shown or ["nothing is marked as such by the studies."]]
+    if known.earlier:
+        lines += ["", f"Before: {_escaped(known.earlier)}."]
     return "\n".join(lines), image
 
 

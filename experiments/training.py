@@ -107,10 +107,11 @@ class Training:
         recorder: Recorder | None = None,
         factory: RecorderFactory | None = None,
         state: Callable[[], Mapping[str, Any]] = dict,
+        captured: bool = True,
     ) -> TrainingLoop:
         """Return the training on the stream of batches of the seed, or on ``epoch_data``.
 
-        The learning rate falls over the last epochs.
+        The learning rate falls over the last epochs. captured: the passes of a network by name may be replayed.
         """
         config = self.config
         rate = linear_tail(
@@ -134,7 +135,7 @@ class Training:
             factory=factory,
             state=state,
             # A network of the user's own may do in its forward pass what a graph does not repeat.
-            captured=config.network is not None,
+            captured=captured and config.network is not None,
         )
 
     def epoch_data(self, epoch: int, *, data_order: int = 0) -> Dataset:

@@ -166,11 +166,11 @@ class Chain:
 class Losses(NamedTuple):
     """Losses of a stack.
 
-    total: their sum; where it is no finite number, not all of them need be spoilt.  each: gives them one by one.
+    finite: whether all of them are known to be finite; where not, look at each.  each: gives them one by one.
     send_back: gives every parameter that learns its gradient.
     """
 
-    total: float
+    finite: bool
     each: Callable[[], list[Tensor]]
     send_back: Callable[[], None]
 
@@ -206,8 +206,8 @@ class StackedChain:
     def losses(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], loss: Loss) -> Losses:
         """As ``Chain.loss``, for each chain its own inputs and targets."""
         outputs, seen = _forward(self._slopes, self._layers, torch.stack([one.flatten(1) for one in inputs]))
-        total, each, gradient = _losses_and_gradient(outputs, targets, loss)
-        return Losses(total, each, lambda: _send_back(self._layers, gradient(), seen))
+        finite, each, gradient = _losses_and_gradient(outputs, targets, loss)
+        return Losses(finite, each, lambda: _send_back(self._layers, gradient(), seen))
 
     def part(self) -> None:
         """Give every chain tensors of its own again."""
@@ -279,13 +279,14 @@ def _loss_and_gradient(outputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Te
 
 def _losses_and_gradient(
     outputs: Tensor, targets: Sequence[Tensor], loss: Loss
-) -> tuple[float, Callable[[], list[Tensor]], Callable[[], Tensor]]:
-    """Sum of the losses, what gives each, and their gradient by the outputs of a stack with targets of each network."""
+) -> tuple[bool, Callable[[], list[Tensor]], Callable[[], Tensor]]:
+    """``Losses`` of a stack's outputs, with what gives their gradient by the outputs in place of ``send_back``."""
     if outputs.dim() == 3 and _have_class_numbers(targets, loss):
         return _cross_entropies(outputs, targets)
     pairs = [_loss_and_gradient(*one, loss) for one in zip(outputs.unbind(), targets, strict=True)]
     values = [value for value, _ in pairs]
-    return sum(map(float, values)), lambda: values, lambda: torch.stack([gradient() for _, gradient in pairs])
+    finite = all(math.isfinite(value.item()) for value in values)
+    return finite, lambda: values, lambda: torch.stack([gradient() for _, gradient in pairs])
 
 
 def _have_class_numbers(targets: Sequence[Tensor], loss: Loss) -> bool:
@@ -294,7 +295,7 @@ def _have_class_numbers(targets: Sequence[Tensor], loss: Loss) -> bool:
 
 def _cross_entropies(
     outputs: Tensor, targets: Sequence[Tensor]
-) -> tuple[float, Callable[[], list[Tensor]], Callable[[], Tensor]]:
+) -> tuple[bool, Callable[[], list[Tensor]], Callable[[], Tensor]]:
     """``_losses_and_gradient`` of cross-entropy, outputs [networks, samples, classes]."""
     logarithms, labels = outputs.log_softmax(2), torch.cat(list(targets))
     # One sum for all networks: each by itself is looked at only where this is not finite.
@@ -313,7 +314,8 @@ def _cross_entropies(
         return torch.stack(parts)
 
     # A network all of whose targets are left out has a loss that is not finite, but adds nothing to the sum.
-    return total.item() if complete else math.nan, lambda: [value for value, _ in one_by_one()], gradient
+    finite = complete and math.isfinite(total.item())
+    return finite, lambda: [value for value, _ in one_by_one()], gradient
 
 
 def _of_means(logarithms: Tensor, labels: Tensor, count: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import threading
@@ -194,7 +193,7 @@ def _advance(members: Sequence[_Member], interruptions: _Interruptions) -> None:
             except Exception:
                 # Each meets by itself what is wrong with its batch or its loss.
                 break
-            if not math.isfinite(losses.total):
+            if not losses.finite:
                 for member, loss in zip(present, losses.each(), strict=True):
                     try:
                         member.loop.check(loss.item())

@@ -96,7 +96,8 @@ def write_packed(reader: RunReader, target: Path) -> None:
     """
     try:
         with files.publishing(target) as output:
-            with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION) as file:
+            # No cache of chunks: it would hold megabytes of every array, and the disk would refuse only at the end.
+            with h5py.File(output, "w", libver=hdf5.LIBRARY_VERSION, rdcc_nbytes=0) as file:
                 sums = _Packing(file, reader, output.check).run()
             output.sync()
             compare_sums(output.path, sums)
@@ -142,7 +143,8 @@ def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 def _put_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
     """Attributes for other readers; ours takes them from the JSON of the root."""
     for key, value in attributes.items():
-        if not key or key in _RESERVED:
+        # HDF5 ends a name at its first NUL.
+        if not key or key in _RESERVED or "\0" in key:
             continue
         if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
             hdf5.set_attribute(item, key, np.array(float(value) if isinstance(value, float) else int(value)))

@@ -65,7 +65,8 @@ class Collapse:
         found = _groups(source)
         if not found:
             return (
-                "no two networks differ in the share of units alone; sweep over remaining with intervention=linearize"
+                "no two networks differ in the share of units alone; sweep over remaining with intervention=linearize, "
+                "or vary nothing but the seeds of one share beside dense networks"
             )
         if not any(np.isfinite(group.rows["napl"]).any() for group in found):
             return "no linearized network has a path length; it could not be traced"

@@ -95,13 +95,14 @@ def test_equals_loop(
         singles = [(reduce, per, torch.float32) for reduce in NAMED for per in kinds]
     cases += singles
     recurrent = device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in model.modules())
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+    cudnn = torch.backends.cudnn.enabled
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", cudnn)
     for engine in ENGINES:
         for reduce, per, dtype in cases:
             exact = oracles.combined(full, reduce, per)
             # In single precision cuDNN's recurrent layers are off by more than this themselves: torch's own gradients,
             # one by one, give kernels with the same 1.9e-5, and with 4e-7 where cuDNN is off.
-            torch.backends.cudnn.enabled = not (recurrent and dtype == torch.float32)
+            torch.backends.cudnn.enabled = cudnn and not (recurrent and dtype == torch.float32)
             with nullcontext() if device.type == "cpu" else device:
                 found = empirical_ntk(model, *inputs, reduce=reduce, per=per, engine=engine, dtype=dtype, **further)
             blocks = found if isinstance(found, dict) else {"": found}
