@@ -147,7 +147,7 @@ def _put_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, An
         if not key or key in _RESERVED or "\0" in key:
             continue
         if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
-            hdf5.set_attribute(item, key, np.array(float(value) if isinstance(value, float) else int(value)))
+            hdf5.set_attribute(item, key, np.array(int(value) if isinstance(value, bool) else value))
         elif isinstance(value, str):
             # HDF5 takes no halves of surrogate pairs; our own reader has them from the JSON.
             hdf5.set_attribute(item, key, value.replace("\0", "").encode(errors="backslashreplace").decode())

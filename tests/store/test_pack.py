@@ -71,7 +71,16 @@ def test_one_dataset_opens_without_a_tree(packed: Path) -> None:
 
 def test_user_attributes_that_readers_reserve(tmp_path: Path) -> None:
     recording = RunWriter(tmp_path / "run", {"": 1, "Conventions": "mine", "deep": {"a": [1]}, "big": 2**70})
-    attributes = {"units": "m", "scale_factor": 2.0, "note": "a\0b", "list": [1, 2], "none": None, "yes": True}
+    attributes = {
+        "units": "m",
+        "scale_factor": 2.0,
+        "note": "a\0b",
+        "list": [1, 2],
+        "none": None,
+        "yes": True,
+        "a\0b": 1,
+        "a": 2,
+    }
     recording.declare("p", [Field(name="x", attributes=attributes)], attributes={"coordinates": "x", "": 2})
     recording.commit(0, None, {"p": {"x": 3}})
     recording.close()
@@ -82,6 +91,7 @@ def test_user_attributes_that_readers_reserve(tmp_path: Path) -> None:
     with xr.open_datatree(tmp_path / "run" / "run.h5", engine="h5netcdf") as tree:
         assert tree["p/x"].values.tolist() == [3.0]
         assert tree["p/x"].attrs["yes"] == 1
+        assert tree["p/x"].attrs["a"] == 2
 
 
 def test_many_steps_and_their_checksums(tmp_path: Path) -> None:
@@ -143,6 +153,27 @@ def test_failure_names_the_file(live: RunWriter, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(files, "write", full)
     with pytest.raises(StorageError, match=r"cannot write .*run\.h5: No space left on device"):
         pack.pack_locked(RunReader.open(live.path))
+
+
+def test_rows_go_to_the_disk_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from caches of HDF5 at the end, when all of them would be in memory."""
+    fields = [Field(name=name, dims=("n",), shape=(2**16,)) for name in "abcd"]
+    recording = RunWriter(tmp_path / "run", {})
+    recording.declare("p", fields)
+    for step in range(6):
+        recording.commit(step, None, {"p": {field.name: np.full(2**16, step, "f4") for field in fields}})
+    written: list[int] = []
+    real = pack._Packing.run
+
+    def run(packing: Any) -> Any:
+        sums = real(packing)
+        (temporary,) = recording.path.glob(f"{files.TEMPORARY}*")
+        written.append(temporary.stat().st_size)
+        return sums
+
+    monkeypatch.setattr(pack._Packing, "run", run)
+    recording.close()
+    assert written[0] > 0.9 * (recording.path / "run.h5").stat().st_size
 
 
 def test_close_on_a_full_disk_keeps_segments(live: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
