@@ -33,25 +33,19 @@ _MEAN, _SUM, _IGNORED = 1, 2, -100
 
 
 class _Linear:
-    """Layer of one network, weight [out, in], or of a stack, [networks, out, in]."""
+    """Layer of one network, weight [out, in]."""
+
+    _product = staticmethod(torch.mm)
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
-        self._product = torch.mm if weight.dim() == 2 else torch.bmm
-        if weight.dim() == 3:
-            # A stack stays where it is, and a view takes a tenth as long as the product.
-            self._transposed, self._rows = weight.detach().mT, None if bias is None else bias.detach().unsqueeze(1)
 
     @property
     def learns(self) -> bool:
         return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
     def __call__(self, values: Tensor) -> Tensor:
-        if self.weight.dim() == 2:
-            return functional.linear(values, self.weight, self.bias)
-        if self._rows is None:
-            return torch.bmm(values, self._transposed)
-        return torch.baddbmm(self._rows, values, self._transposed)
+        return functional.linear(values, self.weight, self.bias)
 
     def send_back(self, upstream: Tensor, inputs: Tensor, *, on: bool) -> Tensor:
         if self.weight.requires_grad:
@@ -59,6 +53,23 @@ class _Linear:
         if self.bias is not None and self.bias.requires_grad:
             self.bias.grad = upstream.sum(-2)
         return self._product(upstream, self.weight) if on else upstream
+
+
+class _StackedLinear(_Linear):
+    """Layers of a stack, weight [networks, out, in]."""
+
+    _product = staticmethod(torch.bmm)
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        # A stack stays where it is, and making a view takes a tenth as long as a product.
+        self._transposed = weight.detach().mT
+        self._rows = None if bias is None else bias.detach().unsqueeze(1)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if self._rows is None:
+            return torch.bmm(values, self._transposed)
+        return torch.baddbmm(self._rows, values, self._transposed)
 
 
 class _Slopes:
@@ -200,7 +211,7 @@ class StackedChain:
                 continue
             parts = [[one.weight for one in linear], [one.bias for one in linear if one.bias is not None]]
             both = [_stacked(one).requires_grad_(one[0].requires_grad) for one in parts if one]
-            self._layers.append(_Linear(both[0], both[1] if len(both) > 1 else None))
+            self._layers.append(_StackedLinear(both[0], both[1] if len(both) > 1 else None))
             self.weights += zip(both, parts, strict=False)
 
     def losses(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], loss: Loss) -> Losses:
