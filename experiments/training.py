@@ -25,7 +25,7 @@ from .settings import DataSettings, TrainingSettings
 from .training_data import AUGMENTATION, CALIBRATION, Augmented, load_data, relabeled, steps_per_epoch
 
 _CALIBRATION_SAMPLES = 512
-_GRAPHS: dict[tuple[object, ...], PathGraph] = {}
+_GRAPHS: dict[tuple[object, ...], PathGraph] = {}  # of this process, by what they depend on
 Objective = Callable[[int, Any, Tensor], Tensor]
 """Step before the update, inputs, targets -> loss; takes the place of the loss of the network's outputs."""
 
@@ -176,7 +176,6 @@ class Training:
         settings = repr((config.network, config.width, config.depth, config.granularity, options))
         key = (settings, self.data.train.classes, example.shape, example.dtype)
         if key not in _GRAPHS:
-            _GRAPHS.clear()
             _GRAPHS[key] = trace_paths(model, example)
         return _GRAPHS[key]
 
@@ -253,6 +252,8 @@ def complexity(
 
     active_units, active_share; survivor_nonlinearity: mean |1 - slope| of the active units; weighted_units: their sum;
     napl, apl, weighted_napl: path lengths; effective_width: active units per unit of napl; parameters: slopes left out.
+
+    Args: trace: gives the graph of the network, which may be known already.
     """
     units = nonlinear_units(model)
     try:

@@ -84,7 +84,7 @@ class TrainingLoop:
     def __post_init__(self) -> None:
         self.step = self.first_step
         self.chain: Chain | None = None
-        self._captured: CapturedStep | None = None
+        self._replay: CapturedStep | None = None
         self._data: Batches | None = None
         self._device = _device(self.model)
         self._saved_steps = frozenset() if self.factory is None else self.factory.checkpoint_steps
@@ -142,10 +142,10 @@ class TrainingLoop:
         return self.loss(default_forward(self.model, inputs), targets)
 
     def _replayed(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        if self._captured is None or not self._captured.fits(inputs, targets):
-            self._captured = None  # gives its memory to the next one
-            self._captured = CapturedStep(self.model, self._passed, inputs, targets)
-        return self._captured(inputs, targets)
+        if self._replay is None or not self._replay.fits(inputs, targets):
+            self._replay = None  # gives its memory to the next one
+            self._replay = CapturedStep(self.model, self._passed, inputs, targets)
+        return self._replay(inputs, targets)
 
     def batch(self) -> tuple[Any, Tensor]:
         """Inputs and targets of the next step, for which generator and learning rate are set."""

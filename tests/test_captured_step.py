@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkdyn import Linearizer
+from ntkdyn.captured_step import CapturedStep
 from ntkdyn.datasets import Dataset
 from ntkdyn.experiments.networks import NETWORKS, build_network
 from ntkdyn.gates import learn_slopes, weights
@@ -100,8 +101,6 @@ def test_slopes_that_learn_and_freeze_are_seen(name: str) -> None:
 
 
 def test_the_network_is_left_as_it_was_by_the_capture() -> None:
-    from ntkdyn.captured_step import CapturedStep
-
     samples = data(8)
     torch.manual_seed(0)
     model = build_network("resnet", samples.inputs[:4], 3, width=4, depth=8, options={}).double().cuda()
